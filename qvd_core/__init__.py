@@ -1,0 +1,88 @@
+"""QVD Studio's library: load, calibrate, quantize, generate, compare.
+
+    from qvd_core import load, calibrate, quantize, generate, compare, default_settings, get_recipe
+
+    model = load("animatediff-mini")
+    statistics = calibrate(model, ["a red circle moving left on a striped gray background"])
+    variant = quantize(model, get_recipe("minmax-w4a8"), statistics)
+    settings = default_settings(model, "a blue ring growing on a plain white background")
+    scores = compare(generate(model, settings), generate(variant, settings))
+
+The verbs are imported when first used, so that `import qvd_core` costs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qvd_core.calibration.calibrate import calibrate, calibration_prompts, embedded_statistics
+    from qvd_core.calibration.statistics import Statistics
+    from qvd_core.evaluation import evaluate, summarize
+    from qvd_core.models.catalog import CATALOG, ModelSpec
+    from qvd_core.models.loader import VideoModel, load
+    from qvd_core.recipe import RECIPES, Override, Recipe, get_recipe
+    from qvd_core.sampling import Clip, Settings, StepInfo, default_settings, generate
+    from qvd_core.scores import Scores, compare
+    from qvd_core.variant import Variant, quantize
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load": "models.loader",
+    "VideoModel": "models.loader",
+    "CATALOG": "models.catalog",
+    "ModelSpec": "models.catalog",
+    "calibrate": "calibration.calibrate",
+    "calibration_prompts": "calibration.calibrate",
+    "embedded_statistics": "calibration.calibrate",
+    "Statistics": "calibration.statistics",
+    "quantize": "variant",
+    "Variant": "variant",
+    "RECIPES": "recipe",
+    "Recipe": "recipe",
+    "Override": "recipe",
+    "get_recipe": "recipe",
+    "generate": "sampling",
+    "default_settings": "sampling",
+    "Settings": "sampling",
+    "StepInfo": "sampling",
+    "Clip": "sampling",
+    "compare": "scores",
+    "Scores": "scores",
+    "evaluate": "evaluation",
+    "summarize": "evaluation",
+}
+
+__all__ = [
+    "CATALOG",
+    "RECIPES",
+    "Clip",
+    "ModelSpec",
+    "Override",
+    "Recipe",
+    "Scores",
+    "Settings",
+    "Statistics",
+    "StepInfo",
+    "Variant",
+    "VideoModel",
+    "calibrate",
+    "calibration_prompts",
+    "compare",
+    "default_settings",
+    "embedded_statistics",
+    "evaluate",
+    "generate",
+    "get_recipe",
+    "load",
+    "quantize",
+    "summarize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"qvd_core.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'qvd_core' has no attribute {name!r}")

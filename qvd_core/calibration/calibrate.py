@@ -1,0 +1,127 @@
+"""Calibration: run the full-precision model on some prompts and watch every layer's input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qvd_core.calibration.statistics import CalibrationRun, RangeObserver, Statistics
+from qvd_core.errors import CalibrationError
+from qvd_core.models.catalog import ASSETS
+from qvd_core.models.loader import VideoModel
+from qvd_core.sampling import StepInfo, check_settings, default_settings, sample
+from qvd_core.variant import share_structure
+
+OnCalibrationStep = Callable[[int, int, StepInfo], None]
+
+
+def calibrate(
+    model: VideoModel,
+    prompts: Sequence[str],
+    *,
+    steps: int | None = None,
+    seed: int = 1000,
+    on_step: OnCalibrationStep | None = None,
+) -> Statistics:
+    """Observe every site's input while the model samples `prompts` in full precision.
+
+    Args:
+        model: what to observe; it is not modified and may sample elsewhere meanwhile.
+        prompts: one clip each, at the model's default size, with seeds `seed`, `seed` + 1, ...
+        steps: denoising steps; the model's default if None. Static ranges hold for this sampler length.
+        on_step: called as on_step(prompt_index, prompt_count, step_info); raising from it ends the run.
+
+    Raises:
+        CalibrationError: no prompts, or NaN or infinite activations (with site and step).
+        GenerationError: settings or prompts the model cannot sample.
+    """
+    if not prompts:
+        raise CalibrationError("Calibration needs at least one prompt; eight varied ones are a good start.")
+    plans = [default_settings(model, prompt, steps=steps, seed=seed + i) for i, prompt in enumerate(prompts)]
+    for plan in plans:
+        check_settings(model, plan)
+
+    total = plans[0].steps
+    position = [0]  # the step now running, read by the hooks
+    watched = share_structure(model.denoiser)
+    observers = {s.name: RangeObserver(s.name, s.kind, total, s.in_channels) for s in model.sites}
+    macs: dict[str, int] = {}
+    for site in model.sites:
+        layer = watched.get_submodule(site.name)
+        layer.register_forward_hook(partial(_watch, observers[site.name], macs, position), with_kwargs=True)
+
+    for number, plan in enumerate(plans):
+        position[0] = 0
+
+        def step_ended(info: StepInfo, number: int = number) -> None:
+            position[0] = info.index + 1
+            if on_step is not None:
+                on_step(number, len(plans), info)
+
+        sample(model, watched, plan, step_ended)
+
+    unseen = [name for name in observers if name not in macs]
+    run = CalibrationRun(
+        model=model.spec.name,
+        fingerprint=model.fingerprint,
+        sampler=type(model.pipeline.scheduler).__name__,
+        steps=total,
+        prompts=tuple(prompts),
+        seed=seed,
+        frames=plans[0].frames,
+        height=plans[0].height,
+        width=plans[0].width,
+        guidance_scale=plans[0].guidance_scale,
+    )
+    seen = {name: o for name, o in observers.items() if name not in unseen}
+    return Statistics(run, {n: o.low for n, o in seen.items()}, {n: o.high for n, o in seen.items()}, macs)
+
+
+def _watch(
+    observer: RangeObserver,
+    macs: dict[str, int],
+    position: list[int],
+    layer: Any,
+    args: tuple[Tensor, ...],
+    kwargs: dict[str, Tensor],
+    output: Tensor,
+) -> None:
+    x = args[0] if args else kwargs["input"]
+    observer.observe(x, min(position[0], len(observer.low) - 1))
+    if observer.site not in macs:
+        per_output = layer.weight[0].numel()
+        macs[observer.site] = output.numel() * per_output
+
+
+def embedded_statistics(model: VideoModel) -> Statistics | None:
+    """The statistics that ship with an embedded model, if this is one; None for any other.
+
+    Raises:
+        CalibrationError: they were made for other weights than those loaded.
+    """
+    path = statistics_path(model.spec.name)
+    if not model.spec.embedded or not path.is_file():
+        return None
+    statistics = Statistics.load(path)
+    statistics.check_model(model.spec.name, model.fingerprint)
+    return statistics
+
+
+def statistics_path(model_name: str) -> Path:
+    """Where the shipped statistics of an embedded model lie."""
+    return ASSETS / "statistics" / f"{model_name}.safetensors"
+
+
+def calibration_prompts(model: VideoModel, count: int = 8) -> list[str]:
+    """Prompts to calibrate on: training captions for an embedded model, the spec's examples otherwise."""
+    if model.spec.embedded:
+        from qvd_core.shapeworld.scene import TRAINING_SCENES
+
+        order = torch.randperm(len(TRAINING_SCENES), generator=torch.Generator().manual_seed(1))
+        return [TRAINING_SCENES[i].caption for i in order[:count]]
+    return list(model.spec.example_prompts[:count])

@@ -1,0 +1,327 @@
+"""The command line: `python -m qvd_core models | generate | calibrate | compare | evaluate`.
+
+Results go to stdout (as JSON with --json), progress and errors to stderr. Exit codes: 0 done, 1 the
+request could not be fulfilled (the message says why and what to do), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qvd_core import __version__
+from qvd_core.errors import QvdError
+from qvd_core.recipe import RECIPES, Recipe, get_recipe
+from qvd_core.storage import replacing
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from qvd_core.calibration.statistics import Statistics
+    from qvd_core.models.loader import VideoModel
+
+DEFAULT_MODEL = "animatediff-mini"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        result, text = options.command(options)
+    except QvdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    print(json.dumps(result, indent=2) if options.json else text)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m qvd_core", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[..., Any], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(command=run)
+        command.add_argument("--json", action="store_true", help="print the result as JSON")
+        return command
+
+    add("models", _models, "List the models and recipes known by name.")
+
+    generate = add("generate", _generate, "Sample one clip and write it as mp4.")
+    _add_model_options(generate)
+    _add_clip_options(generate)
+    generate.add_argument("--recipe", help="quantize first, by this recipe (default: full precision)")
+    _add_statistics_option(generate)
+    generate.add_argument("--out", type=Path, default=Path("clip.mp4"), help="default: %(default)s")
+
+    calibrate = add("calibrate", _calibrate, "Observe layer input ranges in full precision and save them.")
+    _add_model_options(calibrate)
+    calibrate.add_argument("--prompt", action="append", help="repeatable (default: the model's own set)")
+    calibrate.add_argument("--count", type=int, default=8, help="prompts of the model's own set (default: 8)")
+    calibrate.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
+    calibrate.add_argument("--seed", type=int, default=1000)
+    calibrate.add_argument("--out", type=Path, default=Path("statistics.safetensors"), help="default: %(default)s")
+
+    compare = add("compare", _compare, "Sample the same clip in full precision and quantized, and score it.")
+    _add_model_options(compare)
+    _add_clip_options(compare)
+    compare.add_argument("--recipe", default="minmax-w8a8", help="a name, or a JSON file (default: %(default)s)")
+    _add_statistics_option(compare)
+    compare.add_argument("--out", type=Path, default=Path("comparison"), help="folder (default: %(default)s)")
+
+    evaluate = add("evaluate", _evaluate, "Compare recipes on many prompts.")
+    _add_model_options(evaluate)
+    evaluate.add_argument("--recipes", default="", help="names separated by commas; none: full precision only")
+    evaluate.add_argument("--clips", type=int, default=20, help="held-out captions (default: %(default)s)")
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
+    _add_statistics_option(evaluate)
+    evaluate.add_argument("--out", type=Path, help="also write every clip's scores to this JSON file")
+    return parser
+
+
+def _add_model_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model",
+        default=DEFAULT_MODEL,
+        help="a name, a diffusers folder or owner/name (default: %(default)s)",
+    )
+    command.add_argument("--revision", help="branch, tag or commit of a hub model")
+    command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+
+
+def _add_clip_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--prompt", required=True)
+    command.add_argument("--negative-prompt", default="")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--steps", type=int, help="default: the model's")
+    command.add_argument("--guidance-scale", type=float, help="default: the model's")
+    command.add_argument("--frames", type=int, help="default: the model's")
+    command.add_argument("--height", type=int, help="pixels (default: the model's)")
+    command.add_argument("--width", type=int, help="pixels (default: the model's)")
+
+
+def _add_statistics_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--statistics", type=Path, help="calibration statistics (default: those shipped, else calibrate now)"
+    )
+
+
+def _models(options: argparse.Namespace) -> tuple[Any, str]:
+    from qvd_core.models.catalog import CATALOG
+
+    result = {
+        "models": [asdict(s) for s in CATALOG.values()],
+        "recipes": [r.to_dict() for r in RECIPES.values()],
+    }
+    lines = ["models:"] + [f"  {s.name:<20} {s.title}" for s in CATALOG.values()]
+    lines += ["recipes:"] + [f"  {name}" for name in RECIPES]
+    return result, "\n".join(lines)
+
+
+def _generate(options: argparse.Namespace) -> tuple[Any, str]:
+    from qvd_core.sampling import check_settings, generate
+    from qvd_core.variant import quantize
+    from qvd_core.video import write_video
+
+    recipe = _recipe(options.recipe) if options.recipe else None
+    model = _load(options)
+    settings = _settings(options, model)
+    check_settings(model, settings)
+    source: Any = model
+    if recipe is not None:
+        source = quantize(model, recipe, _statistics(options, model, recipe))
+    with _progress(settings.steps, "sampling") as bar:
+        clip = generate(source, settings, lambda _: _advance(bar))
+    write_video(clip.frames, options.out, model.spec.fps)
+    result = {"video": str(options.out), "seconds": round(clip.seconds, 2), "settings": asdict(settings)}
+    return result, f"{options.out}: {settings.frames} frames in {clip.seconds:.1f} s (measured)"
+
+
+def _calibrate(options: argparse.Namespace) -> tuple[Any, str]:
+    from qvd_core.calibration.calibrate import calibration_prompts
+
+    model = _load(options)
+    prompts = options.prompt or calibration_prompts(model, options.count)
+    statistics = _run_calibration(model, prompts, options.steps, options.seed)
+    statistics.save(options.out)
+    size = options.out.stat().st_size
+    result = {
+        "statistics": str(options.out),
+        "bytes": size,
+        "sites": len(statistics.low),
+        "run": asdict(statistics.run),
+    }
+    return (
+        result,
+        f"{options.out}: ranges of {len(statistics.low)} sites over {statistics.run.steps} steps, {size:,} bytes",
+    )
+
+
+def _compare(options: argparse.Namespace) -> tuple[Any, str]:
+    from qvd_core.sampling import check_settings, generate
+    from qvd_core.scores import compare
+    from qvd_core.variant import quantize
+    from qvd_core.video import write_video
+
+    recipe = _recipe(options.recipe)
+    model = _load(options)
+    settings = _settings(options, model)
+    check_settings(model, settings)
+    variant = quantize(model, recipe, _statistics(options, model, recipe))
+    with _progress(2 * settings.steps, "sampling both") as bar:
+        reference = generate(model, settings, lambda _: _advance(bar))
+        quantized = generate(variant, settings, lambda _: _advance(bar))
+    scores = compare(reference, quantized)
+    result = {
+        **scores.to_dict(),
+        "seconds": {"reference": round(reference.seconds, 2), "quantized": round(quantized.seconds, 2)},
+        "arithmetic": "simulated: integer codes, computed with in floating point; no speed claim",
+        "recipe": recipe.to_dict(),
+        "settings": asdict(settings),
+        "model": {"name": model.spec.name, "fingerprint": model.fingerprint, "device": str(model.device)},
+        "versions": versions(),
+    }
+    write_video(reference.frames, options.out / "reference.mp4", model.spec.fps)
+    write_video(quantized.frames, options.out / "quantized.mp4", model.spec.fps)
+    _write_json(result, options.out / "scores.json")
+    psnr = "identical" if scores.psnr_db == float("inf") else f"PSNR {scores.psnr_db:.2f} dB"
+    text = f"{recipe.name} against full precision: {psnr}, SSIM {scores.ssim:.4f} (simulated). See {options.out}/"
+    return result, text
+
+
+def _evaluate(options: argparse.Namespace) -> tuple[Any, str]:
+    from qvd_core.evaluation import evaluate, summarize
+    from qvd_core.shapeworld.scene import HELD_OUT_SCENES, held_out_captions
+
+    recipes = [_recipe(name) for name in options.recipes.split(",") if name]
+    if not 1 <= options.clips <= len(HELD_OUT_SCENES):
+        raise QvdError(f"--clips {options.clips} is out of range; choose 1 to {len(HELD_OUT_SCENES)}.")
+    model = _load(options)
+    static = next((r for r in recipes if r.needs_statistics), None)
+    statistics = None if static is None else _statistics(options, model, static)
+    prompts = held_out_captions(options.clips)
+    with _progress(options.clips * (1 + len(recipes)), "clips") as bar:
+        results = evaluate(
+            model,
+            recipes,
+            prompts,
+            statistics=statistics,
+            seed=options.seed,
+            steps=options.steps,
+            on_result=lambda _: _advance(bar),
+        )
+    summary = summarize(results)
+    report = {
+        "summary": summary,
+        "clips": [asdict(r) for r in results],
+        "model": {"name": model.spec.name, "fingerprint": model.fingerprint, "device": str(model.device)},
+        "versions": versions(),
+    }
+    if options.out:
+        _write_json(report, options.out)
+    return report, "\n".join(_table_lines(summary))
+
+
+def _write_json(values: Any, path: Path) -> None:
+    with replacing(path) as scratch:
+        scratch.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _table_lines(summary: list[dict[str, Any]]) -> list[str]:
+    lines = [f"{'recipe':<18} {'clips':>5} {'PSNR dB':>14} {'SSIM':>16}  caption read back (simulated)"]
+    for row in summary:
+        psnr = "-" if row["psnr_db"] is None else f"{row['psnr_db']:.2f} ± {row['psnr_db_standard_error'] or 0:.2f}"
+        ssim = "-" if row["ssim"] is None else f"{row['ssim']:.4f} ± {row['ssim_standard_error'] or 0:.4f}"
+        caption = ", ".join(f"{k} {v:.0%}" for k, v in row.get("caption_accuracy", {}).items())
+        lines.append(f"{row['recipe']:<18} {row['clips']:>5} {psnr:>14} {ssim:>16}  {caption}")
+    return lines
+
+
+def _recipe(text: str) -> Recipe:
+    """A named recipe, or the one in a JSON file."""
+    if not text.endswith(".json"):
+        return get_recipe(text)
+    try:
+        return Recipe.from_dict(json.loads(Path(text).read_text()))
+    except (OSError, ValueError) as error:
+        raise QvdError(f"Cannot read the recipe {text}: {error}") from error
+
+
+def _load(options: argparse.Namespace) -> VideoModel:
+    from qvd_core.models.loader import load
+
+    return load(options.model, revision=options.revision, device=options.device)
+
+
+def _settings(options: argparse.Namespace, model: VideoModel) -> Any:
+    from qvd_core.sampling import default_settings
+
+    names = ("negative_prompt", "seed", "steps", "guidance_scale", "frames", "height", "width")
+    return default_settings(model, options.prompt, **{name: getattr(options, name) for name in names})
+
+
+def _statistics(options: argparse.Namespace, model: VideoModel, recipe: Recipe) -> Statistics | None:
+    """Statistics from the given file, or those shipped, or a calibration run now; none if not needed."""
+    from qvd_core.calibration.calibrate import calibration_prompts, embedded_statistics
+    from qvd_core.calibration.statistics import Statistics
+
+    if options.statistics is not None:
+        return Statistics.load(options.statistics)
+    if not recipe.needs_statistics:
+        return None
+    shipped = embedded_statistics(model)
+    if shipped is not None:
+        return shipped
+    print(f"{model.spec.name} ships no statistics; calibrating now", file=sys.stderr)
+    prompts = calibration_prompts(model) or [options.prompt]
+    return _run_calibration(model, prompts, getattr(options, "steps", None), 1000)
+
+
+def _run_calibration(model: VideoModel, prompts: Sequence[str], steps: int | None, seed: int) -> Statistics:
+    from qvd_core.calibration.calibrate import calibrate
+
+    with _progress(None, "calibrating") as bar:
+
+        def step_ended(number: int, count: int, info: Any) -> None:
+            bar.total = count * info.total
+            _advance(bar)
+
+        return calibrate(model, prompts, steps=steps, seed=seed, on_step=step_ended)
+
+
+def _progress(total: int | None, text: str) -> tqdm[Any]:
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=text, disable=None, leave=False, file=sys.stderr)
+
+
+def _advance(bar: tqdm[Any]) -> None:
+    bar.update()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    import diffusers
+    import torch
+    import transformers
+
+    return {
+        "qvd_core": __version__,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,1 @@
+"""Measures of quality, each under the name the field gives it."""

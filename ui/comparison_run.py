@@ -1,0 +1,129 @@
+"""One comparison, from button to result: what is run, in which order, and what it reports on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qvd_core.errors import CalibrationError
+from qvd_core.recipe import Recipe
+from ui.registry import Registry
+
+if TYPE_CHECKING:
+    from qvd_core.models.loader import VideoModel
+    from qvd_core.sampling import Clip, StepInfo
+    from qvd_core.scores import Scores
+
+PREVIEW_FRAMES = 4
+SECONDS_BETWEEN_PREVIEWS = 0.4
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the visitor asked for; None takes the model's default."""
+
+    model: str
+    recipe: Recipe
+    prompt: str
+    seed: int
+    steps: int
+    guidance_scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """How far a run is: what it does now, the share done (0 to 1), and perhaps a new picture, uint8 [H, W, 3]."""
+
+    text: str
+    share: float
+    picture: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The two clips with their scores; `reused` says that the reference came from an earlier run."""
+
+    model: VideoModel
+    recipe: Recipe
+    reference: Clip
+    quantized: Clip
+    scores: Scores
+    reused: bool
+
+
+Report = Callable[[Progress | Result], None]
+
+
+def run_comparison(registry: Registry, request: Request, report: Report) -> Result:
+    """Load, calibrate if need be, quantize, sample both, score.
+
+    `report` is called after every denoising step and may raise `Cancelled` there.
+
+    Raises:
+        QvdError: what loading, calibrating, quantizing or sampling raise.
+    """
+    from qvd_core.sampling import check_settings, default_settings, generate
+    from qvd_core.scores import compare
+
+    report(Progress(f"Loading {request.model}…", 0))
+    model = registry.model(request.model)
+    settings = default_settings(
+        model, request.prompt, seed=request.seed, steps=request.steps, guidance_scale=request.guidance_scale
+    )
+    check_settings(model, settings)
+    if request.recipe.needs_statistics and registry.statistics(model) is None:
+        _calibrate(registry, model, request, report)
+    report(Progress(f"Quantizing by {request.recipe.name}…", 0))
+    variant = registry.variant(model, request.recipe)
+
+    reference = registry.reference(model, settings)
+    reused = reference is not None
+    rounds = 1 if reused else 2
+    if reference is None:
+        reference = generate(model, settings, _watch("Full precision", 0, rounds, report))
+        registry.keep_reference(model, reference)
+    quantized = generate(variant, settings, _watch(f"Quantized, {request.recipe.name}", rounds - 1, rounds, report))
+    return Result(model, request.recipe, reference, quantized, compare(reference, quantized), reused)
+
+
+def _calibrate(registry: Registry, model: VideoModel, request: Request, report: Report) -> None:
+    """Calibrate a model that ships no statistics, once for all visitors."""
+    from qvd_core.calibration.calibrate import calibrate, calibration_prompts
+
+    prompts = calibration_prompts(model) or [request.prompt]
+
+    def step_ended(number: int, count: int, info: StepInfo) -> None:
+        done = number * info.total + info.index + 1
+        text = f"Calibrating on prompt {number + 1} of {count}: step {info.index + 1} of {info.total}"
+        report(Progress(text, done / (count * info.total)))
+
+    try:
+        registry.keep_statistics(model, calibrate(model, prompts, on_step=step_ended))
+    except CalibrationError as error:
+        raise CalibrationError(f"{error} A dynamic recipe needs no calibration.") from error
+
+
+def _watch(what: str, before: int, rounds: int, report: Report) -> Callable[[StepInfo], None]:
+    """A step callback that reports progress, with a picture when the last one is old enough."""
+    last = [0.0]
+
+    def step_ended(info: StepInfo) -> None:
+        picture = None
+        # Pictures cost a decoding each, so a fast sampler shows some steps only.
+        if info.preview is not None and time.monotonic() - last[0] > SECONDS_BETWEEN_PREVIEWS:
+            picture = _film_strip(info.preview())
+            last[0] = time.monotonic()
+        done = (before + (info.index + 1) / info.total) / rounds
+        report(Progress(f"{what}: step {info.index + 1} of {info.total}", done, picture))
+
+    return step_ended
+
+
+def _film_strip(frames: np.ndarray) -> np.ndarray:
+    """A few frames, evenly spaced, side by side: [F, H, W, 3] in [0, 1] to uint8 [H, n W, 3]."""
+    picks = np.linspace(0, len(frames) - 1, min(PREVIEW_FRAMES, len(frames))).round().astype(int)
+    return (np.concatenate([frames[i] for i in picks], axis=1) * 255 + 0.5).astype(np.uint8)

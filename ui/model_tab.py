@@ -1,0 +1,62 @@
+"""Tab "Model": what the model consists of, and what the recipe makes of each part."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from analysis.architecture import by_role
+from qvd_core.cost import SiteCost, site_costs
+from qvd_core.recipe import Recipe
+from ui import panels
+from ui.errors import shown
+from ui.registry import Registry
+
+LAYER_COLUMNS = ["Layer", "Role", "Kind", "In", "Out", "Parameters", "Weight bits", "Input bits", "KB fp16", "KB after"]
+
+
+def model_tab(registry: Registry, model_name: gr.State, recipe: gr.State) -> None:
+    """Build the tab; it follows both states."""
+    cards = gr.HTML(panels.note("Loading the model…"), elem_id="model-cards")
+    table = gr.HTML(elem_id="model-roles")
+    gr.Markdown(
+        "Sizes and bit operations are **computed** from shapes and bit widths (scales and biases counted, fp16 as"
+        " 16 bits); nothing here is a measured speed. Attention products, norms and the text encoder and VAE"
+        " stay in floating point.",
+        elem_classes="qvd-note",
+    )
+    with gr.Accordion("Every layer", open=False):
+        layers = gr.Dataframe(headers=LAYER_COLUMNS, interactive=False, max_height=480, show_label=False)
+
+    @shown
+    def update(name: str, current: Recipe) -> tuple[str, str, list[list[object]]]:
+        model = registry.model(name)
+        statistics = registry.statistics(model)
+        costs = site_costs(model.sites, current, None if statistics is None else statistics.macs)
+        table_html = panels.role_table(by_role(costs))
+        return panels.size_cards(costs, model.spec.name), table_html, [_layer(c) for c in costs]
+
+    gr.on(
+        [model_name.change, recipe.change],
+        update,
+        [model_name, recipe],
+        [cards, table, layers],
+        show_progress="hidden",
+        trigger_mode="always_last",
+        api_visibility="private",
+    )
+
+
+def _layer(cost: SiteCost) -> list[object]:
+    site = cost.site
+    return [
+        site.name,
+        site.role,
+        site.kind,
+        site.in_channels,
+        site.out_channels,
+        site.parameters,
+        cost.weight_bits,
+        cost.activation_bits,
+        round(cost.bytes_before / 1e3, 2),
+        round(cost.bytes_after / 1e3, 2),
+    ]

@@ -1,0 +1,66 @@
+"""The whole page, put together."""
+
+from __future__ import annotations
+
+import threading
+
+import gradio as gr
+
+from qvd_core.errors import QvdError
+from qvd_core.recipe import Recipe, get_recipe
+from ui.compare_tab import Downloads, compare_tab
+from ui.errors import as_message
+from ui.model_tab import model_tab
+from ui.recipe_tab import recipe_tab
+from ui.registry import Registry
+from ui.running import Runs
+from ui.sidebar import sidebar
+
+DEFAULT_MODEL = "animatediff-mini"
+DEFAULT_RECIPE = "minmax-w8a8"
+
+
+def build(*, allow_folders: bool = False) -> gr.Blocks:
+    """The demo, ready to launch.
+
+    Args:
+        allow_folders: let visitors load models from folders of this machine; only for a private server.
+    """
+    registry, runs, downloads = Registry(allow_folders=allow_folders), Runs(), Downloads()
+    with gr.Blocks(title="QVD Studio", fill_width=True, delete_cache=(1800, 7200)) as demo:
+        model_name, recipe = gr.State(""), gr.State(get_recipe(DEFAULT_RECIPE))
+        sidebar(registry, model_name, recipe)
+        with gr.Tabs():
+            with gr.Tab("Compare", id="compare"):
+                compare_tab(registry, runs, downloads, model_name, recipe)
+            with gr.Tab("Model", id="model", render_children=True):
+                model_tab(registry, model_name, recipe)
+            with gr.Tab("Recipe", id="recipe", render_children=True):
+                recipe_tab(registry, model_name, recipe)
+
+        def open_page(request: gr.Request) -> tuple[str, Recipe]:
+            query = str(request.url.query) if request.url else ""
+            if "recipe=" not in query:
+                return DEFAULT_MODEL, get_recipe(DEFAULT_RECIPE)
+            try:
+                return DEFAULT_MODEL, Recipe.from_query(query)
+            except QvdError as error:
+                raise as_message(error) from error
+
+        def close_page(request: gr.Request) -> None:
+            runs.cancel(str(request.session_hash))
+            downloads.forget(str(request.session_hash))
+
+        demo.load(open_page, None, [model_name, recipe], show_progress="hidden", api_visibility="private")
+        demo.unload(close_page)
+    # Imports torch and loads the default model while the visitor reads the page.
+    threading.Thread(target=_warm_up, args=(registry,), daemon=True).start()
+    return demo
+
+
+def _warm_up(registry: Registry) -> None:
+    try:
+        registry.model(DEFAULT_MODEL)
+    except QvdError as error:
+        # The page shows the same message as soon as it asks for the model.
+        print(f"warm-up: {error}")
