@@ -15,6 +15,7 @@ def main() -> None:
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     options = parser.parse_args()
 
+    from ui.figure_panel import STYLE as FIGURES_STYLE
     from ui.studio import build
     from ui.theme import STYLE, theme
 
@@ -26,7 +27,7 @@ def main() -> None:
         server_port=options.port,
         inbrowser=options.open,
         theme=theme(),
-        css_paths=[STYLE],
+        css_paths=[STYLE, FIGURES_STYLE],
         max_file_size="50mb",
         footer_links=["api", "settings"],
         run_history=False,

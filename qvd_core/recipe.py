@@ -33,6 +33,7 @@ class WeightFormat:
 
     def __post_init__(self) -> None:
         _check_bits("weight bits", self.bits, WEIGHT_BITS)
+        _check_flag("symmetric", self.symmetric)
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class ActivationFormat:
 
     def __post_init__(self) -> None:
         _check_bits("activation bits", self.bits, ACTIVATION_BITS)
+        _check_flag("symmetric", self.symmetric)
         if self.range not in ("static_per_tensor", "dynamic_per_token"):
             raise RecipeError(
                 f"Unknown activation range {self.range!r}; choose static_per_tensor or dynamic_per_token."
@@ -134,6 +136,9 @@ class Recipe:
         """
         try:
             weights, activations = values["weights"], values["activations"]
+            unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+            if unknown:
+                raise TypeError(f"unknown field {', '.join(unknown)}")
             return cls(
                 name=str(values["name"]),
                 weights=None if weights is None else WeightFormat(**weights),
@@ -168,6 +173,11 @@ class Recipe:
 def _check_bits(what: str, bits: object, allowed: range) -> None:
     if not isinstance(bits, int) or isinstance(bits, bool) or bits not in allowed:
         raise RecipeError(f"{what} = {bits!r} is out of range; choose {allowed[0]} to {allowed[-1]}.")
+
+
+def _check_flag(what: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise RecipeError(f"{what} = {value!r} is neither true nor false.")
 
 
 _DYNAMIC = ActivationFormat(8, "dynamic_per_token")

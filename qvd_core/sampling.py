@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from qvd_core.errors import GenerationError, memory_errors
 from qvd_core.models.loader import VideoModel
+from qvd_core.variant import share_structure
 
 if TYPE_CHECKING:
     from qvd_core.variant import Variant
@@ -234,6 +235,9 @@ def _private_pipeline(model: VideoModel, denoiser: nn.Module) -> Any:
     shared = model.pipeline
     scheduler = type(shared.scheduler).from_config(shared.scheduler.config)
     components = {**shared.components, model.denoiser_name: denoiser, "scheduler": scheduler}
+    if isinstance(components.get("vae"), nn.Module):
+        # Some decoders (Wan's) remember features from frame to frame, so every run has its own.
+        components["vae"] = share_structure(components["vae"])
     pipeline = type(shared)(**components)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -56,14 +56,14 @@ def compare_tab(registry: Registry, runs: Runs, downloads: Downloads, model_name
         with gr.Column(scale=2, min_width=260):
             with gr.Row():
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=90, elem_id="compare-seed")
-                steps = gr.Slider(1, 50, DEFAULT.steps, step=1, label="Steps", min_width=140)
+                steps = gr.Slider(1, 50, DEFAULT.steps, step=1, label="Steps", min_width=140, elem_id="compare-steps")
             guidance = gr.Slider(1, 12, DEFAULT.guidance_scale, step=0.5, label="Guidance scale")
     with gr.Row():
         start = gr.Button("Generate", variant="primary", scale=3, elem_id="compare-generate")
         stop = gr.Button("Cancel", variant="stop", scale=1, interactive=False, elem_id="compare-cancel")
-    status = gr.HTML(elem_id="compare-status")
+    status = gr.HTML(elem_id="compare-status", elem_classes="qvd-flush")
     panel = comparator(elem_id="compare-panel")
-    scores = gr.HTML(elem_id="compare-scores")
+    scores = gr.HTML(elem_id="compare-scores", elem_classes="qvd-flush")
     with gr.Row(visible=False) as files:
         downloads_shown = [
             gr.DownloadButton("Full precision (mp4)", size="sm"),
@@ -119,7 +119,7 @@ def compare_tab(registry: Registry, runs: Runs, downloads: Downloads, model_name
         concurrency_id="model",
         concurrency_limit=1,
         show_progress="hidden",
-        api_name="compare",
+        api_visibility="private",
     )
     stop.click(cancel, queue=False, api_visibility="private")
     examples.input(lambda chosen: chosen or gr.skip(), examples, prompt, queue=False, api_visibility="private")
@@ -153,8 +153,8 @@ def _score_cards(result: Result) -> str:
     last = scores.latent_error[-1]
     return panels.cards(
         [
-            ("PSNR", "identical" if equal else f"{scores.psnr_db:.1f} dB", "higher is closer; above 40 looks the same"),
-            ("SSIM", f"{scores.ssim:.4f}", "1 is identical"),
+            ("PSNR", "identical" if equal else f"{scores.psnr_db:.1f} dB", "of the whole clip; higher is closer"),
+            ("SSIM", f"{scores.ssim:.4f}", "mean over frames; 1 is identical"),
             ("Latent error", f"{last:.1%}", f"of the latents' size after {len(scores.latent_error)} steps"),
         ]
     )

@@ -16,8 +16,8 @@ LAYER_COLUMNS = ["Layer", "Role", "Kind", "In", "Out", "Parameters", "Weight bit
 
 def model_tab(registry: Registry, model_name: gr.State, recipe: gr.State) -> None:
     """Build the tab; it follows both states."""
-    cards = gr.HTML(panels.note("Loading the model…"), elem_id="model-cards")
-    table = gr.HTML(elem_id="model-roles")
+    cards = gr.HTML(panels.note("Loading the model…"), elem_id="model-cards", elem_classes="qvd-flush")
+    table = gr.HTML(elem_id="model-roles", elem_classes="qvd-flush")
     gr.Markdown(
         "Sizes and bit operations are **computed** from shapes and bit widths (scales and biases counted, fp16 as"
         " 16 bits); nothing here is a measured speed. Attention products, norms and the text encoder and VAE"

@@ -45,7 +45,7 @@ def size_cards(costs: Sequence[SiteCost], model: str) -> str:
             (
                 "Weights",
                 in_words(whole.bytes_after, "B"),
-                f"from {in_words(whole.bytes_before, 'B')}: {whole.bytes_before / whole.bytes_after:.2f}× smaller than fp16",
+                f"{in_words(whole.bytes_before, 'B')} in fp16; {whole.bytes_before / whole.bytes_after:.2f}× smaller",
             ),
             (
                 "Bit operations",

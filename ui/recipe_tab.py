@@ -22,12 +22,12 @@ def recipe_tab(registry: Registry, model_name: gr.State, recipe: gr.State) -> No
         with gr.Column(min_width=280):
             gr.Markdown("#### Weights\nOne scale per output channel, from its smallest and largest weight.")
             weights_on = gr.Checkbox(True, label="Quantize weights")
-            weight_bits = gr.Slider(2, 8, 8, step=1, label="Weight bits")
+            weight_bits = gr.Slider(2, 8, 8, step=1, label="Weight bits", elem_id="weight-bits")
             weight_grid = gr.Radio([SYMMETRIC, AFFINE], value=SYMMETRIC, label="Weight grid")
         with gr.Column(min_width=280):
             gr.Markdown("#### Layer inputs\nRounded as they arrive, before every linear layer and convolution.")
             inputs_on = gr.Checkbox(True, label="Quantize inputs")
-            input_bits = gr.Slider(3, 16, 8, step=1, label="Input bits")
+            input_bits = gr.Slider(3, 16, 8, step=1, label="Input bits", elem_id="input-bits")
             input_range = gr.Radio([STATIC, DYNAMIC], value=STATIC, label="Range")
     gr.Markdown(
         "#### Exceptions\nName a role, a layer, or a pattern such as `up_blocks.2.*`. Where several match, the last"
@@ -38,8 +38,10 @@ def recipe_tab(registry: Registry, model_name: gr.State, recipe: gr.State) -> No
         their_weight_bits = gr.Slider(2, 8, 8, step=1, label="Weight bits", scale=2, min_width=140)
         their_input_bits = gr.Slider(3, 16, 8, step=1, label="Input bits", scale=2, min_width=140)
         add = gr.Button("Add", scale=1, min_width=80)
-    exempt = gr.Dropdown([], label="Keep in floating point", multiselect=True, allow_custom_value=True)
-    listing = gr.HTML(elem_id="recipe-exceptions")
+    exempt = gr.Dropdown(
+        [], label="Keep in floating point", multiselect=True, allow_custom_value=True, elem_id="exempt"
+    )
+    listing = gr.HTML(elem_id="recipe-exceptions", elem_classes="qvd-flush")
     clear = gr.Button("Remove all exceptions", size="sm")
 
     controls = [weights_on, weight_bits, weight_grid, inputs_on, input_bits, input_range, exempt]

@@ -30,9 +30,9 @@ def sidebar(registry: Registry, model_name: gr.State, recipe: gr.State) -> None:
             allow_custom_value=True,
             elem_id="model-menu",
         )
-        device = gr.HTML(panels.note("Loading the model…"), elem_id="device")
+        device = gr.HTML(panels.note("Loading the model…"), elem_id="device", elem_classes="qvd-flush")
         recipe_menu = gr.Dropdown(list(RECIPES), value="minmax-w8a8", label="Recipe", elem_id="recipe-menu")
-        summary = gr.HTML(elem_id="recipe-summary")
+        summary = gr.HTML(elem_id="recipe-summary", elem_classes="qvd-flush")
 
     @shown
     def choose_model(source: str) -> str:

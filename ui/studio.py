@@ -8,16 +8,26 @@ import gradio as gr
 
 from qvd_core.errors import QvdError
 from qvd_core.recipe import Recipe, get_recipe
+from ui.channels_tab import channels_tab
 from ui.compare_tab import Downloads, compare_tab
+from ui.endpoints import add_endpoints
 from ui.errors import as_message
 from ui.model_tab import model_tab
 from ui.recipe_tab import recipe_tab
 from ui.registry import Registry
 from ui.running import Runs
 from ui.sidebar import sidebar
+from ui.temporal_tab import temporal_tab
 
 DEFAULT_MODEL = "animatediff-mini"
 DEFAULT_RECIPE = "minmax-w8a8"
+
+# The address bar always holds a link to the present recipe; other parameters (the theme's) stay.
+SHOW_LINK = """query => {
+  const address = new URL(window.location);
+  for (const [name, value] of new URLSearchParams(query)) address.searchParams.set(name, value);
+  window.history.replaceState(null, "", address);
+}"""
 
 
 def build(*, allow_folders: bool = False) -> gr.Blocks:
@@ -37,6 +47,15 @@ def build(*, allow_folders: bool = False) -> gr.Blocks:
                 model_tab(registry, model_name, recipe)
             with gr.Tab("Recipe", id="recipe", render_children=True):
                 recipe_tab(registry, model_name, recipe)
+            with gr.Tab("Channels", id="channels") as channels:
+                channels_tab(registry, model_name, recipe, channels)
+            with gr.Tab("Temporal", id="temporal"):
+                temporal_tab(registry, model_name, recipe)
+
+        link = gr.Textbox(visible="hidden")
+        recipe.change(
+            lambda current: current.to_query(), recipe, link, show_progress="hidden", api_visibility="private"
+        ).then(None, link, None, js=SHOW_LINK)
 
         def open_page(request: gr.Request) -> tuple[str, Recipe]:
             query = str(request.url.query) if request.url else ""
@@ -53,6 +72,7 @@ def build(*, allow_folders: bool = False) -> gr.Blocks:
 
         demo.load(open_page, None, [model_name, recipe], show_progress="hidden", api_visibility="private")
         demo.unload(close_page)
+        add_endpoints(registry)
     # Imports torch and loads the default model while the visitor reads the page.
     threading.Thread(target=_warm_up, args=(registry,), daemon=True).start()
     return demo

@@ -1,7 +1,7 @@
 // A per-frame line chart in plain SVG. `comparator.py` puts this file in front of comparator.js.
 
 const SVG_NS = 'http://www.w3.org/2000/svg';
-const CHART = { height: 148, left: 54, right: 12, top: 12, bottom: 36 };
+const CHART = { height: 148, left: 64, right: 12, top: 12, bottom: 36 };
 
 function svgNode(parent, tag, attributes, text) {
   const node = document.createElementNS(SVG_NS, tag);

@@ -43,7 +43,8 @@ class DynamicPerToken(nn.Module):
         self.axes: tuple[int, ...] = (-1,) if kind == "linear" else tuple(range(1, 2 + int(kind[-2])))
 
     def forward(self, x: Tensor) -> Tensor:
-        low, high = x.amin(self.axes, keepdim=True), x.amax(self.axes, keepdim=True)
+        # Grids in fp32 whatever the input: bf16 cannot tell codes beyond 256 apart.
+        low, high = x.amin(self.axes, keepdim=True).float(), x.amax(self.axes, keepdim=True).float()
         return fake_quantize(x, make_grid(low, high, self.form.bits, self.form.symmetric))
 
 
@@ -60,8 +61,8 @@ class QuantizedLayer(nn.Module):
     codes: Tensor | None
     weight_scale: Tensor | None
     weight_zero_point: Tensor | None
-    weight: Tensor
-    bias: Tensor | None
+    weight: nn.Parameter
+    bias: nn.Parameter | None
 
     def __init__(self, original: Any, kind: str, weights: WeightFormat | None, quantize_input: nn.Module | None):
         super().__init__()
@@ -78,18 +79,23 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("codes", codes)
         self.register_buffer("weight_scale", scale)
         self.register_buffer("weight_zero_point", zero_point)
-        self.register_buffer("weight", weight, persistent=False)
-        self.register_buffer("bias", original.bias, persistent=False)
+        # Parameters, as in the layer replaced: some models ask `next(module.parameters()).dtype` of it.
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = original.bias
         if kind != "linear":
             self.stride, self.padding = original.stride, original.padding
             self.dilation, self.groups = original.dilation, original.groups
+            self.padding_mode, self.padding_by_side = original.padding_mode, original._reversed_padding_repeated_twice
 
     def forward(self, input: Tensor) -> Tensor:  # motion modules pass `input` by name
         x = input if self.quantize_input is None else self.quantize_input(input)
         if self.kind == "linear":
             return F.linear(x, self.weight, self.bias)
         convolve = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d}[self.kind]
-        return convolve(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        padding = self.padding
+        if self.padding_mode != "zeros":  # as torch does it: by hand, and before
+            x, padding = F.pad(x, self.padding_by_side, self.padding_mode), 0
+        return convolve(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
 
 def weight_grid(weight: Tensor, form: WeightFormat) -> Grid:

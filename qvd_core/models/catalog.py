@@ -50,7 +50,7 @@ CATALOG: dict[str, ModelSpec] = {
     for spec in (
         ModelSpec(
             name="animatediff-mini",
-            title="AnimateDiff mini · embedded",
+            title="AnimateDiff mini",
             source=str(ASSETS / "models" / "animatediff-mini"),
             revision=None,
             motion_adapter=None,
@@ -71,7 +71,7 @@ CATALOG: dict[str, ModelSpec] = {
         ),
         ModelSpec(
             name="animatediff-sd15",
-            title="AnimateDiff v1.5-3 · SD 1.5 · hub",
+            title="AnimateDiff v1.5-3, SD 1.5",
             source="stable-diffusion-v1-5/stable-diffusion-v1-5",
             revision="main",
             motion_adapter="guoyww/animatediff-motion-adapter-v1-5-3",

@@ -36,11 +36,12 @@ def affine_grid(low: Tensor, high: Tensor, bits: int) -> Grid:
     """The grid whose ends are `low` and `high` (both widened to include zero), with a zero point.
 
     A range of zero width, such as that of a constant-zero channel, gets scale 1 and represents zero.
+    So does one too narrow for 1 / scale to be finite.
     """
     code_min, code_max = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     low, high = low.clamp(max=0), high.clamp(min=0)
     scale = (high - low) / (code_max - code_min)
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    scale = torch.where(torch.isfinite(scale.reciprocal()), scale, torch.ones_like(scale))
     zero_point = (code_min - torch.round(low / scale)).clamp(code_min, code_max)
     return Grid(scale, zero_point.to(torch.int32), code_min, code_max)
 
@@ -53,7 +54,7 @@ def symmetric_grid(low: Tensor, high: Tensor, bits: int) -> Grid:
     """
     code_max = 2 ** (bits - 1) - 1
     scale = torch.maximum(low.abs(), high.abs()) / code_max
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    scale = torch.where(torch.isfinite(scale.reciprocal()), scale, torch.ones_like(scale))
     return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), -code_max, code_max)
 
 

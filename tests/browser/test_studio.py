@@ -1,0 +1,175 @@
+"""User stories on the page: open, compare, cancel, change the recipe, two visitors at once, bad input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.browser
+
+RUN = 180_000  # milliseconds: a comparison on a slow, busy machine
+READY = "[data-testid=comparator][data-state=ready]"
+
+
+@pytest.fixture
+def visit(chromium: Any, app_address: str) -> Iterator[Any]:
+    """Open the page as a new visitor; console errors fail the test."""
+    contexts, errors = [], []
+
+    def opened(query: str = "", **options: Any) -> Any:
+        context = chromium.new_context(viewport={"width": 1280, "height": 900}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+        page.goto(app_address + query)
+        page.wait_for_selector("#device >> text=Runs on", timeout=RUN)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not errors, errors
+
+
+def choose_recipe(page: Any, name: str) -> None:
+    page.click("#recipe-menu input")
+    page.get_by_role("option", name=name, exact=True).click()
+    page.wait_for_function("name => document.querySelector('#recipe-menu input').value === name", arg=name, timeout=RUN)
+
+
+def set_number(page: Any, selector: str, value: int) -> None:
+    page.fill(f"{selector} input[type=number]", str(value))
+    page.keyboard.press("Tab")
+
+
+def compare(page: Any, steps: int = 4) -> dict[str, str]:
+    """Press Generate and wait; the figures on the score cards."""
+    set_number(page, "#compare-steps", steps)
+    page.click("#compare-generate")
+    page.wait_for_selector("#compare-cancel:not([disabled])", timeout=RUN)
+    page.wait_for_selector("#compare-generate:not([disabled])", timeout=RUN)
+    page.wait_for_selector(READY, timeout=RUN)
+    labels = page.locator("#compare-scores .label").all_inner_texts()
+    return dict(zip(labels, page.locator("#compare-scores .value").all_inner_texts(), strict=True))
+
+
+def test_the_default_comparison_shows_two_clips_and_their_scores(visit: Any) -> None:
+    page = visit()
+    scores = compare(page, 25)
+    assert float(scores["PSNR"].split()[0]) > 30, scores
+    assert float(scores["SSIM"]) > 0.95
+    page.click("[data-testid=comparator-play]")  # pauses
+    page.keyboard.press("Home")
+    page.click("[data-testid=comparator-next]")
+    assert page.get_attribute("[data-testid=comparator]", "data-frame") == "1"
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Scores (json)").click()
+    values = json.loads(download.value.path().read_text())
+    assert round(values["psnr_db"], 1) == float(scores["PSNR"].split()[0])
+    assert len(values["latent_error"]) == 25
+
+
+def test_fewer_bits_are_further_from_the_reference(visit: Any) -> None:
+    page = visit()
+    fine = compare(page)
+    choose_recipe(page, "minmax-w4a4")
+    coarse = compare(page)
+    assert float(coarse["SSIM"]) < float(fine["SSIM"])
+    assert "reused" in page.inner_text("#compare-status")
+
+
+def test_cancel_stops_the_run_and_leaves_the_page_usable(visit: Any) -> None:
+    page = visit()
+    set_number(page, "#compare-steps", 50)
+    page.click("#compare-generate")
+    page.wait_for_selector("#compare-status >> text=step 2 of 50", timeout=RUN)
+    page.click("#compare-cancel")
+    page.wait_for_selector("#compare-status >> text=Cancelled", timeout=15_000)
+    assert page.is_enabled("#compare-generate")
+    assert float(compare(page)["SSIM"]) > 0.5
+
+
+def test_two_visitors_with_different_recipes_get_what_each_gets_alone(visit: Any) -> None:
+    first, second = visit(), visit()
+    choose_recipe(second, "minmax-w4a4")
+    alone = [compare(first), compare(second)]
+    for page in (first, second):
+        set_number(page, "#compare-steps", 4)
+        page.click("#compare-generate")
+    together = []
+    for page in (first, second):
+        page.wait_for_selector("#compare-generate:not([disabled])", timeout=RUN)
+        page.wait_for_selector("#compare-status >> text=Sampling, measured", timeout=RUN)
+        together.append(
+            dict(
+                zip(
+                    page.locator("#compare-scores .label").all_inner_texts(),
+                    page.locator("#compare-scores .value").all_inner_texts(),
+                    strict=True,
+                )
+            )
+        )
+    assert together == alone
+    assert alone[0] != alone[1]
+
+
+def test_the_recipe_tab_changes_sizes_everywhere(visit: Any) -> None:
+    page = visit()
+    before = page.inner_text("#recipe-summary")
+    page.get_by_role("tab", name="Recipe", exact=True).click()
+    set_number(page, "#weight-bits", 3)
+    page.wait_for_function("before => document.querySelector('#recipe-summary').innerText !== before", arg=before)
+    page.wait_for_function("() => document.querySelector('#recipe-menu input').value === 'custom-w3a8'")
+    page.wait_for_function("() => decodeURIComponent(location.search).includes('custom-w3a8')")
+    page.get_by_role("tab", name="Model", exact=True).click()
+    row = page.locator("[data-role=temporal_attention] td").all_inner_texts()
+    assert row[4:6] == ["3", "8"], row
+
+
+def test_an_exempted_role_stays_in_floating_point(visit: Any) -> None:
+    page = visit()
+    page.get_by_role("tab", name="Recipe", exact=True).click()
+    page.click("#exempt input")
+    page.get_by_role("option", name="temporal_features", exact=True).click()
+    page.wait_for_function("() => document.querySelector('#recipe-menu input').value === 'custom-w8a8'")
+    page.get_by_role("tab", name="Model", exact=True).click()
+    row = page.locator("[data-role=temporal_features] td")
+    page.wait_for_function("() => document.querySelector('[data-role=temporal_features]').innerText.includes('float')")
+    assert row.all_inner_texts()[4:6] == ["float", "float"]
+
+
+def test_a_link_opens_its_recipe(visit: Any) -> None:
+    page = visit("?recipe=minmax-w4a4")
+    page.wait_for_function("() => document.querySelector('#recipe-menu input').value === 'minmax-w4a4'", timeout=RUN)
+
+
+def test_an_impossible_prompt_is_explained_and_nothing_is_lost(visit: Any) -> None:
+    page = visit()
+    page.fill("#compare-prompt textarea", "a red circle " * 20)
+    page.click("#compare-generate")
+    page.wait_for_selector("text=tokens, but animatediff-mini reads 20", timeout=RUN)
+    assert page.is_enabled("#compare-generate")
+    assert page.input_value("#compare-prompt textarea").startswith("a red circle")
+
+
+def test_an_unknown_model_is_refused_and_the_present_one_stays(visit: Any) -> None:
+    page = visit()
+    page.fill("#model-menu input", "no-such-model")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=Unknown model", timeout=RUN)
+    assert float(compare(page)["SSIM"]) > 0.5
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_fits_its_window(chromium: Any, app_address: str, width: int, scheme: str) -> None:
+    context = chromium.new_context(viewport={"width": width, "height": 844})
+    page = context.new_page()
+    page.goto(f"{app_address}?__theme={scheme}")
+    page.wait_for_selector("#compare-generate", timeout=RUN)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    context.close()

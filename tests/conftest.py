@@ -1,0 +1,93 @@
+"""Tiny random models, built once per session. They are read-only: a test that damages one copies it first.
+
+Random weights are right for tests and wrong for results: nothing here says how well a method works.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+# The networks are so small that threads cost more than they give; torch reads this when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if TYPE_CHECKING:
+    from qvd_core.calibration.statistics import Statistics
+    from qvd_core.models.loader import VideoModel
+    from qvd_core.sampling import Clip, Settings
+
+CAPTION = "a red circle moving left on a striped gray background"
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved AnimateDiff pipeline: 16 frames of 16x16 pixels, two levels, captions of the shape world."""
+    from tests.tiny_pipelines import save_animatediff
+
+    return save_animatediff(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def wan_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved Wan pipeline: a family without a site map."""
+    from tests.tiny_pipelines import save_wan
+
+    return save_wan(tmp_path_factory.mktemp("models") / "tiny-wan")
+
+
+@pytest.fixture(scope="session")
+def model(tiny_folder: Path) -> VideoModel:
+    from qvd_core.models.loader import VideoModel, load
+
+    loaded = load(str(tiny_folder), device="cpu")
+    # Four frames and two steps by default, so that calibration and evaluation are quick too.
+    spec = replace(loaded.spec, frames=4, steps=2, example_prompts=(CAPTION,))
+    return VideoModel(spec, loaded.pipeline, loaded.denoiser_name, loaded.device)
+
+
+@pytest.fixture(scope="session")
+def wan(wan_folder: Path) -> VideoModel:
+    from qvd_core.models.loader import VideoModel, load
+
+    loaded = load(str(wan_folder), device="cpu")
+    spec = replace(loaded.spec, frames=5, height=16, width=16, steps=2)
+    return VideoModel(spec, loaded.pipeline, loaded.denoiser_name, loaded.device)
+
+
+@pytest.fixture(scope="session")
+def settings(model: VideoModel) -> Settings:
+    from qvd_core.sampling import default_settings
+
+    return default_settings(model, CAPTION)
+
+
+@pytest.fixture(scope="session")
+def statistics(model: VideoModel) -> Statistics:
+    """Calibrated on two captions with the default two steps."""
+    from qvd_core.calibration.calibrate import calibrate
+
+    return calibrate(model, [CAPTION, "a blue ring growing on a plain white background"])
+
+
+@pytest.fixture(scope="session")
+def reference(model: VideoModel, settings: Settings) -> Clip:
+    """What the untouched model samples from `settings`."""
+    from qvd_core.sampling import generate
+
+    return generate(model, settings)
+
+
+@pytest.fixture
+def copied(tiny_folder: Path, tmp_path: Path) -> Callable[[], Path]:
+    """Makes a copy of the tiny pipeline that a test may damage."""
+
+    def copy() -> Path:
+        return Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
+
+    return copy

@@ -1,0 +1,229 @@
+"""Recipes as values: hashable, round trips through every form, early refusals that echo what came in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from urllib.parse import quote
+
+import pytest
+
+from qvd_core.errors import RecipeError
+from qvd_core.recipe import RECIPES, ActivationFormat, Override, Recipe, WeightFormat, get_recipe
+
+CUSTOM = [
+    Recipe("mine & yours = 100 %", WeightFormat(3, symmetric=False), ActivationFormat(7, "dynamic_per_token", True)),
+    Recipe("weights-only", WeightFormat(2), None),
+    Recipe("inputs-only", None, ActivationFormat(16, symmetric=True)),
+    Recipe("nothing", None, None),
+    Recipe(
+        "with-overrides",
+        WeightFormat(4),
+        ActivationFormat(8),
+        (Override("temporal_attention", 8, None), Override("up_blocks.*", None, 16), Override("conv_in", None, None)),
+    ),
+    # Carries a known name but is not that recipe, so a link must hold all of it.
+    Recipe("minmax-w8a8", WeightFormat(4), None),
+]
+every_recipe = pytest.mark.parametrize("recipe", [*RECIPES.values(), *CUSTOM], ids=lambda r: r.name)
+
+
+@every_recipe
+def test_a_recipe_is_a_value(recipe):
+    copy = pickle.loads(pickle.dumps(recipe))
+    assert copy == recipe
+    assert hash(copy) == hash(recipe)
+    assert {recipe: 1}[copy] == 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.name = "other"
+
+
+@every_recipe
+def test_dictionary_and_link_give_the_recipe_back(recipe):
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert Recipe.from_query(recipe.to_query()) == recipe
+    assert Recipe.from_query("?" + recipe.to_query() + "&other=1") == recipe
+
+
+def test_links_to_named_recipes_are_short():
+    assert get_recipe("minmax-w4a8").to_query() == "recipe=minmax-w4a8"
+
+
+@pytest.mark.parametrize("bits", [1, 9, 0, -4, 2.5, 4.0, True, "8", None], ids=repr)
+@pytest.mark.parametrize("build", [WeightFormat, lambda b: Recipe.from_dict(recipe_dict(bits=b))], ids=["call", "dict"])
+def test_weight_bits_out_of_range(build, bits):
+    with pytest.raises(RecipeError, match=rf"weight bits = {bits!r} is out of range; choose 2 to 8"):
+        build(bits)
+
+
+@pytest.mark.parametrize("bits", [2, 17, 8.0, False, "8", None], ids=repr)
+def test_activation_bits_out_of_range(bits):
+    with pytest.raises(RecipeError, match=rf"activation bits = {bits!r} is out of range; choose 3 to 16"):
+        ActivationFormat(bits)
+
+
+@pytest.mark.parametrize("bits", [*range(2, 9)])
+def test_every_weight_width_in_range_is_allowed(bits):
+    assert WeightFormat(bits).bits == bits
+
+
+@pytest.mark.parametrize("bits", [*range(3, 17)])
+def test_every_activation_width_in_range_is_allowed(bits):
+    assert ActivationFormat(bits).bits == bits
+
+
+@pytest.mark.parametrize("name", ["per_tensor", "", None, 8, ["static_per_tensor"]], ids=repr)
+def test_unknown_activation_range(name):
+    with pytest.raises(RecipeError, match="Unknown activation range .*; choose static_per_tensor or dynamic_per_token"):
+        ActivationFormat(8, name)
+
+
+@pytest.mark.parametrize("value", ["no", 0, 1, None, []], ids=repr)
+@pytest.mark.parametrize("build", [WeightFormat, lambda *a, **k: ActivationFormat(*a, **k)], ids=["weights", "inputs"])
+def test_symmetric_is_true_or_false(build, value):
+    with pytest.raises(RecipeError, match="symmetric"):
+        build(8, symmetric=value)
+
+
+@pytest.mark.parametrize(
+    ("sites", "weight_bits", "activation_bits", "message"),
+    [
+        ("", 4, 4, "names a role or a module path, not ''"),
+        (None, 4, 4, "names a role or a module path, not None"),
+        (3, 4, 4, "not 3"),
+        ("conv_in", 9, 4, "weight bits = 9"),
+        ("conv_in", 4, 17, "activation bits = 17"),
+        ("conv_in", True, 4, "weight bits = True"),
+    ],
+    ids=["empty", "none", "number", "weights", "activations", "bool"],
+)
+def test_wrong_overrides(sites, weight_bits, activation_bits, message):
+    with pytest.raises(RecipeError, match=message):
+        Override(sites, weight_bits, activation_bits)
+
+
+def recipe_dict(bits=8, **changes):
+    return {"name": "x", "weights": {"bits": bits}, "activations": None, "overrides": []} | changes
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        {},
+        [],
+        None,
+        "minmax-w8a8",
+        {"name": "x", "weights": None},
+        recipe_dict(weights=5),
+        recipe_dict(weights={"bits": 8, "colour": "red"}),
+        recipe_dict(weights={}),
+        recipe_dict(activations=[8]),
+        recipe_dict(overrides=[{"sites": "conv_in"}]),
+        recipe_dict(overrides=[7]),
+        recipe_dict(overrides=7),
+        recipe_dict(method="magic"),
+    ],
+    ids=lambda junk: json.dumps(junk)[:60],
+)
+def test_junk_is_no_recipe(junk):
+    with pytest.raises(RecipeError, match="Not a recipe"):
+        Recipe.from_dict(junk)
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ("", "Unknown recipe ''"),
+        ("recipe=", "Unknown recipe ''"),
+        ("recipe=minmax-w3a3", "Unknown recipe 'minmax-w3a3'; choose from minmax-w8a8, "),
+        ("model=x", "Unknown recipe ''"),
+        ("recipe=%7B%22name%22", "The recipe in this link is damaged"),
+        ("recipe=%7B%7D", "Not a recipe"),
+        ("recipe=" + quote(json.dumps(recipe_dict(bits=99))), "weight bits = 99"),
+    ],
+    ids=["nothing", "empty", "unknown", "other-key", "cut-short", "no-fields", "out-of-range"],
+)
+def test_damaged_links(query, message):
+    with pytest.raises(RecipeError, match=message):
+        Recipe.from_query(query)
+
+
+def test_a_link_cut_anywhere_is_refused_or_whole():
+    """However a mail program breaks the link, the reader gets an error of ours."""
+    query = CUSTOM[0].to_query()
+    for length in range(len(query)):
+        with pytest.raises(RecipeError):
+            Recipe.from_query(query[:length])
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(RecipeError) as caught:
+        get_recipe("w8a8")
+    assert all(name in str(caught.value) for name in RECIPES)
+
+
+def test_the_last_matching_override_decides():
+    recipe = Recipe(
+        "x",
+        WeightFormat(4, symmetric=False),
+        ActivationFormat(6, "dynamic_per_token", True),
+        (Override("temporal_attention", 8, 16), Override("down_blocks.*", None, 3), Override("*.to_q", 2, None)),
+    )
+    weights, activations = recipe.formats("up_blocks.0.to_k", "temporal_attention")
+    assert weights == WeightFormat(8, symmetric=False)
+    assert activations == ActivationFormat(16, "dynamic_per_token", True)
+    assert recipe.formats("down_blocks.1.to_k", "temporal_attention")[0] is None
+    assert recipe.formats("down_blocks.1.to_q", "temporal_attention") == (WeightFormat(2, symmetric=False), None)
+    assert recipe.formats("conv_in", "first_convolution") == (recipe.weights, recipe.activations)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hit"),
+    [
+        ("temporal_attention", True),
+        ("up_blocks.2.motion_modules.0.to_q", True),
+        ("up_blocks.2.*", True),
+        ("*to_q", True),
+        ("up_blocks.?.*", True),
+        ("UP_BLOCKS.2.*", False),
+        ("temporal*", False),
+        ("up_blocks.2", False),
+        ("attention", False),
+    ],
+)
+def test_what_an_override_matches(pattern, hit):
+    """A role as a whole, or a path by pattern; roles are not patterns."""
+    assert Override(pattern, 8, 8).matches("up_blocks.2.motion_modules.0.to_q", "temporal_attention") is hit
+
+
+def test_override_replaces_an_earlier_one_of_the_same_sites_and_moves_it_last():
+    recipe = get_recipe("minmax-w4a4").override("a", 8, 8).override("b", 8, 8).override("a", None, 3)
+    assert recipe.overrides == (Override("b", 8, 8), Override("a", None, 3))
+    assert get_recipe("minmax-w4a4").overrides == ()
+
+
+def test_overrides_of_a_floating_point_recipe_quantize_dynamically():
+    recipe = Recipe("x", None, None).override("conv_in", 4, 5)
+    assert recipe.formats("conv_in", "r") == (WeightFormat(4), ActivationFormat(5, "dynamic_per_token"))
+    assert recipe.formats("conv_out", "r") == (None, None)
+    assert not recipe.needs_statistics
+
+
+@pytest.mark.parametrize(
+    ("activations", "needed"),
+    [(None, False), (ActivationFormat(8), True), (ActivationFormat(8, "dynamic_per_token"), False)],
+    ids=["float", "static", "dynamic"],
+)
+def test_only_static_inputs_need_statistics(activations, needed):
+    assert Recipe("x", WeightFormat(8), activations).needs_statistics is needed
+
+
+def test_named_recipes_are_what_their_names_say():
+    for name, recipe in RECIPES.items():
+        method, _, widths = name.partition("-w")
+        weight_bits, activation_bits = map(int, widths.split("a"))
+        assert recipe.name == name
+        assert (recipe.weights.bits, recipe.activations.bits) == (weight_bits, activation_bits)
+        assert recipe.weights.symmetric
+        assert recipe.needs_statistics is (method != "dynamic")
