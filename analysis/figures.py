@@ -54,13 +54,24 @@ def channel_ranges(table: ChannelTable) -> Figure:
     bottom, top = table.grid_ends
     ends = [min(bottom, float(low.min())), max(top, float(high.max()))]
     room = 0.09 * (ends[1] - ends[0])
-    figure = go.Figure(bars, layout=_house(alt_text=_channels_alt(table, per_bar)))
     levels = table.levels() if table.form.bits <= MAX_BITS_WITH_LEVELS else np.array([])
-    _draw_levels(figure, levels, "y")
-    for value, side, name in ((top, "bottom", "highest"), (bottom, "top", "lowest")):
-        figure.add_hline(value, layer="below", line={"color": GRID, "width": 1.5})
-        figure.add_annotation(_label(f"{name} code: {_number(value)}", x=1, y=value, xref="paper", xanchor="right", yanchor=side))
-    together = f", {per_bar} per bar (extremes kept)" if per_bar > 1 else ""
+    beside = {"x": 1, "xref": "paper", "xanchor": "right"}
+    figure = go.Figure(
+        bars,
+        layout=_house(
+            alt_text=_channels_alt(table, per_bar),
+            hovermode="x",
+            shapes=[
+                *(_line("y", level, layer="below", opacity=0.6) for level in levels),
+                *(_line("y", end, layer="below", line={"color": GRID, "width": 1.5}) for end in (bottom, top)),
+            ],
+            annotations=[
+                _label(f"highest code: {_number(top)}", y=top, yanchor="bottom", **beside),
+                _label(f"lowest code: {_number(bottom)}", y=bottom, yanchor="top", **beside),
+            ],
+        ),
+    )
+    together = f"<br>{per_bar} neighbours per bar, extremes kept" if per_bar > 1 else ""
     figure.update_xaxes(
         title_text=f"input channel, {SORT_WORDS[table.sort]}{together}",
         range=[-1, len(table.channel)],
@@ -87,30 +98,34 @@ def feature_distribution(table: TemporalTable) -> Figure:
     counted = histogram(table.values)
     marks = symlog(counted.edges, counted.unit)
     filled = counted.counts > 0
+    half = float(symlog(np.array(table.scale / 2), counted.unit))
+    band = [max(-half, float(marks[0])), min(half, float(marks[-1]))]
+    levels = symlog(table.levels if table.bits <= MAX_BITS_WITH_LEVELS else np.array([]), counted.unit)
+    text = f"rounded to zero at {table.bits} bits: {table.zero_share:.1%}"
     figure = go.Figure(
         go.Bar(
             x=((marks[:-1] + marks[1:]) / 2)[filled].astype(np.float32),
             y=counted.counts[filled].astype(np.int32),
             width=float(marks[1] - marks[0]),
-            opacity=0.65,
+            opacity=0.8,
             marker={"color": DATA, "line": {"width": 0}},
             customdata=np.stack([counted.edges[:-1], counted.edges[1:]], axis=1)[filled].astype(np.float32),
             hovertemplate="%{customdata[0]:.3g} to %{customdata[1]:.3g}<br>%{y:,} values<extra></extra>",
         ),
-        layout=_house(alt_text=_distribution_alt(table), bargap=0),
+        layout=_house(
+            alt_text=_distribution_alt(table),
+            bargap=0,
+            hovermode="x",
+            shapes=[_band(*band), *(_line("x", level) for level in levels)],
+            annotations=[_label(text, x=sum(band) / 2, y=1, yref="paper", xanchor="center", yanchor="bottom")],
+        ),
     )
-    half = float(symlog(np.array(table.scale / 2), counted.unit))
-    band = [max(-half, float(marks[0])), min(half, float(marks[-1]))]
-    figure.add_vrect(*band, layer="above", line_width=0, fillcolor=GRID, opacity=0.3)
-    text = f"rounded to zero at {table.bits} bits: {table.zero_share:.1%}"
-    figure.add_annotation(_label(text, x=sum(band) / 2, y=1, yref="paper", xanchor="center", yanchor="bottom"))
-    levels = table.levels if table.bits <= MAX_BITS_WITH_LEVELS else np.array([])
-    _draw_levels(figure, symlog(levels, counted.unit), "x")
     ticks = _symlog_ticks(counted)
     figure.update_xaxes(
-        title_text="value of a temporal feature (dimensionless, symmetric log axis)",
+        title_text="value (dimensionless, symmetric log axis)",
         tickvals=[float(symlog(np.array(t), counted.unit)) for t in ticks],
         ticktext=[_number(t) for t in ticks],
+        tickangle=0,
         range=[float(marks[0]), float(marks[-1])],
         showgrid=len(levels) == 0,
     )
@@ -118,18 +133,19 @@ def feature_distribution(table: TemporalTable) -> Figure:
     return figure
 
 
-def step_similarity(matrix: np.ndarray, timesteps: np.ndarray, name: str, lowest: float) -> Figure:
+def step_similarity(matrix: np.ndarray, name: str, lowest: float) -> Figure:
     """How alike the temporal features of any two steps are.
 
     Args:
-        matrix: cosines, fp32 [T, T]; timesteps: [T], shown when pointed at.
+        matrix: cosines, fp32 [T, T], rows and columns in sampling order.
         name: which features, such as "Full precision".
         lowest: where the colour scale begins; it ends at 1. Give figures to be compared the same one.
     """
     import plotly.graph_objects as go
 
     steps = np.arange(1, len(matrix) + 1, dtype=np.float32)
-    pairs = np.stack(np.meshgrid(timesteps, timesteps), axis=-1).astype(np.float32)
+    title = {"text": name, "x": 0, "xref": "paper", "font": {"size": 14}}
+    bar_title = {"text": "cosine", "side": "top", "font": {"size": 13}}
     figure = go.Figure(
         go.Heatmap(
             x=steps,
@@ -138,14 +154,11 @@ def step_similarity(matrix: np.ndarray, timesteps: np.ndarray, name: str, lowest
             zmin=lowest,
             zmax=1.0,
             colorscale="Cividis",
-            customdata=pairs,
-            colorbar={"title": {"text": "cosine", "side": "top", "font": {"size": 13}}, "thickness": 12, "outlinewidth": 0, "len": 1},
-            hovertemplate="steps %{y:.0f} and %{x:.0f} (t = %{customdata[1]:.0f}, %{customdata[0]:.0f})"
-            "<br>cosine similarity %{z:.4f}<extra></extra>",
+            colorbar={"title": bar_title, "thickness": 12, "outlinewidth": 0, "len": 1},
+            hovertemplate="steps %{y:.0f} and %{x:.0f}<br>cosine similarity %{z:.4f}<extra></extra>",
         ),
-        layout=_house(alt_text=_similarity_alt(matrix, name), title={"text": name, "x": 0, "xref": "paper", "font": {"size": 14}}),
+        layout=_house(alt_text=_similarity_alt(matrix, name), title=title, margin={**_MARGIN, "t": 44}),
     )
-    figure.update_layout(margin={"t": 44})
     span = [0.5, len(matrix) + 0.5]
     axis = {"title_text": "denoising step", "showgrid": False, "nticks": 6, "constrain": "domain"}
     figure.update_xaxes(**axis, range=span)
@@ -161,7 +174,7 @@ def _house(*, alt_text: str, **more: Any) -> dict[str, Any]:
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "inherit", "size": 13},
         "height": 360,
-        "margin": {"l": 58, "r": 12, "t": 28, "b": 52},
+        "margin": _MARGIN,
         "hoverlabel": {"font": {"family": "inherit"}},
         "showlegend": False,
         "uirevision": "kept",
@@ -172,6 +185,7 @@ def _house(*, alt_text: str, **more: Any) -> dict[str, Any]:
     }
 
 
+_MARGIN = {"l": 58, "r": 12, "t": 28, "b": 52}
 _AXIS = {
     "gridcolor": FAINT,
     "zerolinecolor": FAINT,
@@ -189,11 +203,19 @@ def _label(text: str, **where: Any) -> dict[str, Any]:
     return {"text": text, "showarrow": False, "font": {"size": 12}, **where}
 
 
-def _draw_levels(figure: Figure, levels: Any, axis: str) -> None:
-    """A thin line at each level: behind the bars of channels, before the bars of a histogram."""
-    draw, layer = (figure.add_hline, "below") if axis == "y" else (figure.add_vline, "above")
-    for level in levels:
-        draw(float(level), layer=layer, opacity=0.6 if axis == "y" else 1, line={"color": GRID, "width": 1})
+def _line(axis: str, value: float, **more: Any) -> dict[str, Any]:
+    """A line across the plot at `value` of `axis`; as a dictionary, since `add_hline` takes milliseconds each."""
+    other = "x" if axis == "y" else "y"
+    where = {f"{axis}0": float(value), f"{axis}1": float(value), f"{other}0": 0, f"{other}1": 1}
+    return {"type": "line", f"{other}ref": "paper", "line": {"color": GRID, "width": 1}, **where, **more}
+
+
+def _band(left: float, right: float) -> dict[str, Any]:
+    return {
+        "type": "rect",
+        **{"x0": left, "x1": right, "y0": 0, "y1": 1, "yref": "paper"},
+        **{"fillcolor": GRID, "opacity": 0.3, "line": {"width": 0}},
+    }
 
 
 def _symlog_ticks(counted: Histogram) -> list[float]:
@@ -206,7 +228,7 @@ def _symlog_ticks(counted: Histogram) -> list[float]:
     for tick in [0.0, *(sign * size for size in sizes for sign in (1, -1))]:
         place = float(symlog(np.array(tick), counted.unit))
         others = [float(symlog(np.array(k), counted.unit)) for k in kept]
-        roomy = all(abs(place - other) >= 0.07 * (ends[1] - ends[0]) for other in others)
+        roomy = all(abs(place - other) >= 0.14 * (ends[1] - ends[0]) for other in others)
         if ends[0] <= place <= ends[1] and roomy:
             kept.append(tick)
     return sorted(kept)

@@ -103,7 +103,7 @@ def temporal_table(features: TemporalFeatures, bits: int) -> TemporalTable:
         bits=bits,
         scale=float(grid.scale),
         levels=((codes - grid.zero_point) * grid.scale).numpy(),
-        zero_share=float((rounded == 0).float().mean()),
+        zero_share=float((rounded == 0).double().mean()),
         similarity=cosine_similarity(values),
         rounded_similarity=cosine_similarity(rounded.numpy()),
         merged=int((rounded[1:] == rounded[:-1]).all(dim=1).sum()),

@@ -142,7 +142,7 @@ def _generate(options: argparse.Namespace) -> tuple[Any, str]:
     check_settings(model, settings)
     source: Any = model
     if recipe is not None:
-        source = quantize(model, recipe, _statistics(options, model, recipe))
+        source = quantize(model, recipe, _statistics(options, model, recipe, [settings.prompt]))
     with _progress(settings.steps, "sampling") as bar:
         clip = generate(source, settings, lambda _: _advance(bar))
     write_video(clip.frames, options.out, model.spec.fps)
@@ -153,6 +153,8 @@ def _generate(options: argparse.Namespace) -> tuple[Any, str]:
 def _calibrate(options: argparse.Namespace) -> tuple[Any, str]:
     from qvd_core.calibration.calibrate import calibration_prompts
 
+    if options.count < 1:
+        raise QvdError(f"--count {options.count} is out of range; choose 1 or more.")
     model = _load(options)
     prompts = options.prompt or calibration_prompts(model, options.count)
     statistics = _run_calibration(model, prompts, options.steps, options.seed)
@@ -180,7 +182,7 @@ def _compare(options: argparse.Namespace) -> tuple[Any, str]:
     model = _load(options)
     settings = _settings(options, model)
     check_settings(model, settings)
-    variant = quantize(model, recipe, _statistics(options, model, recipe))
+    variant = quantize(model, recipe, _statistics(options, model, recipe, [settings.prompt]))
     with _progress(2 * settings.steps, "sampling both") as bar:
         reference = generate(model, settings, lambda _: _advance(bar))
         quantized = generate(variant, settings, lambda _: _advance(bar))
@@ -204,14 +206,15 @@ def _compare(options: argparse.Namespace) -> tuple[Any, str]:
 
 def _evaluate(options: argparse.Namespace) -> tuple[Any, str]:
     from qvd_core.evaluation import evaluate, summarize
-    from qvd_core.shapeworld.scene import HELD_OUT_SCENES, held_out_captions
+    from qvd_core.shapeworld.scene import HELD_OUT_SCENES, TRAINING_SCENES, held_out_captions
 
     recipes = [_recipe(name) for name in options.recipes.split(",") if name]
     if not 1 <= options.clips <= len(HELD_OUT_SCENES):
         raise QvdError(f"--clips {options.clips} is out of range; choose 1 to {len(HELD_OUT_SCENES)}.")
     model = _load(options)
     static = next((r for r in recipes if r.needs_statistics), None)
-    statistics = None if static is None else _statistics(options, model, static)
+    others = [scene.caption for scene in TRAINING_SCENES[:: len(TRAINING_SCENES) // 8]]  # none of those scored
+    statistics = None if static is None else _statistics(options, model, static, others)
     prompts = held_out_captions(options.clips)
     with _progress(options.clips * (1 + len(recipes)), "clips") as bar:
         results = evaluate(
@@ -226,7 +229,8 @@ def _evaluate(options: argparse.Namespace) -> tuple[Any, str]:
     summary = summarize(results)
     report = {
         "summary": summary,
-        "clips": [asdict(r) for r in results],
+        # JSON has no infinity, the PSNR of equal clips.
+        "clips": [asdict(r) | {"psnr_db": None if r.psnr_db == float("inf") else r.psnr_db} for r in results],
         "model": {"name": model.spec.name, "fingerprint": model.fingerprint, "device": str(model.device)},
         "versions": versions(),
     }
@@ -273,8 +277,13 @@ def _settings(options: argparse.Namespace, model: VideoModel) -> Any:
     return default_settings(model, options.prompt, **{name: getattr(options, name) for name in names})
 
 
-def _statistics(options: argparse.Namespace, model: VideoModel, recipe: Recipe) -> Statistics | None:
-    """Statistics from the given file, or those shipped, or a calibration run now; none if not needed."""
+def _statistics(
+    options: argparse.Namespace, model: VideoModel, recipe: Recipe, prompts: list[str]
+) -> Statistics | None:
+    """Statistics from the given file, or those shipped, or a calibration run now; none if not needed.
+
+    `prompts` are what a model without example prompts is calibrated on.
+    """
     from qvd_core.calibration.calibrate import calibration_prompts, embedded_statistics
     from qvd_core.calibration.statistics import Statistics
 
@@ -286,8 +295,7 @@ def _statistics(options: argparse.Namespace, model: VideoModel, recipe: Recipe) 
     if shipped is not None:
         return shipped
     print(f"{model.spec.name} ships no statistics; calibrating now", file=sys.stderr)
-    prompts = calibration_prompts(model) or [options.prompt]
-    return _run_calibration(model, prompts, getattr(options, "steps", None), 1000)
+    return _run_calibration(model, calibration_prompts(model) or prompts, options.steps, 1000)
 
 
 def _run_calibration(model: VideoModel, prompts: Sequence[str], steps: int | None, seed: int) -> Statistics:

@@ -14,7 +14,7 @@ from qvd_core.recipe import Recipe
 from qvd_core.sampling import Clip, StepInfo, default_settings, generate
 from qvd_core.scores import compare
 from qvd_core.shapeworld.checker import read_clip
-from qvd_core.shapeworld.scene import parse_caption
+from qvd_core.shapeworld.scene import SIZE, parse_caption
 from qvd_core.variant import quantize
 
 REFERENCE = "full precision"
@@ -29,7 +29,8 @@ class ClipResult:
         prompt, seed: what was sampled.
         psnr_db, ssim, final_latent_error: fidelity to the full-precision clip; None for that clip itself.
         caption: per attribute (shape, colour, motion, texture, background) whether an image-analysis
-            checker reads what the prompt says; None if the prompt is not a caption of the embedded world.
+            checker reads what the prompt says; None if the prompt is not a caption of the embedded world
+            or the clip not of its size.
         seconds: measured sampling time; the quantized ones are simulated, so theirs is no speed claim.
     """
 
@@ -103,7 +104,7 @@ def summarize(results: Sequence[ClipResult]) -> list[dict[str, Any]]:
 def _result(recipe: str, clip: Clip, reference: Clip | None) -> ClipResult:
     scores = None if reference is None else compare(reference, clip)
     scene = parse_caption(clip.settings.prompt)
-    readable = scene is not None and clip.frames.shape[0] > 1
+    readable = clip.frames.shape[0] > 1 and clip.frames.shape[1:3] == (SIZE, SIZE)  # what the checker knows
     return ClipResult(
         recipe=recipe,
         prompt=clip.settings.prompt,

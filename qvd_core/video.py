@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
 
+from qvd_core.errors import StorageError
 from qvd_core.storage import replacing
 
 SHORT_SIDE = 256
@@ -30,19 +32,20 @@ def write_video(frames: np.ndarray, path: Path, fps: int) -> None:
     Raises:
         StorageError: the file cannot be written.
     """
-    import imageio.v2 as imageio
+    from imageio_ffmpeg import get_ffmpeg_exe
 
     if frames.dtype != np.uint8:
         frames = to_uint8(frames)
     factor = max(1, SHORT_SIDE // min(frames.shape[1:3]))
     frames = frames.repeat(factor, axis=1).repeat(factor, axis=2)
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
+    height, width = frames.shape[1:3]
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
+    encoding = ["-c:v", "libx264", "-crf", "15", "-pix_fmt", "yuv420p", "-movflags", "+faststart", "-g", str(fps)]
     with replacing(path) as scratch:
-        imageio.mimwrite(
-            scratch,
-            list(frames),
-            fps=fps,
-            codec="libx264",
-            macro_block_size=1,
-            output_params=["-crf", "15", "-pix_fmt", "yuv420p", "-movflags", "+faststart", "-g", str(fps)],
-        )
+        # Run here rather than through imageio, which does not notice when the encoder fails.
+        command = [get_ffmpeg_exe(), "-y", "-loglevel", "error", *source, *encoding, str(scratch)]
+        done = subprocess.run(command, input=frames.tobytes(), capture_output=True, check=False)
+        if done.returncode != 0:
+            words = (done.stderr.decode(errors="replace").strip().splitlines() or ["killed by the system"])[0]
+            raise StorageError(f"Cannot write {path}: the encoder failed ({words}); is the disk full?")

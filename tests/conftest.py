@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,3 +92,20 @@ def copied(tiny_folder: Path, tmp_path: Path) -> Callable[[], Path]:
         return Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
 
     return copy
+
+
+@pytest.fixture
+def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
+    """Makes the system refuse, for a while, to let any file grow beyond some bytes: a disk that fills up."""
+    resource = pytest.importorskip("resource", reason="only POSIX systems limit file sizes")
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited

@@ -75,7 +75,9 @@ def test_every_activation_width_in_range_is_allowed(bits):
 
 @pytest.mark.parametrize("name", ["per_tensor", "", None, 8, ["static_per_tensor"]], ids=repr)
 def test_unknown_activation_range(name):
-    with pytest.raises(RecipeError, match="Unknown activation range .*; choose static_per_tensor or dynamic_per_token"):
+    with pytest.raises(
+        RecipeError, match=r"Unknown activation range .*; choose static_per_tensor or dynamic_per_token"
+    ):
         ActivationFormat(8, name)
 
 

@@ -196,7 +196,7 @@ def test_exhausted_memory_says_what_to_do(model, settings, reference, error):
     def starved(original, *args, **kwargs):
         raise error
 
-    with pytest.raises(OutOfMemory, match="Not enough memory for 4 frames of 16x16. Ask for fewer frames") as caught:
+    with pytest.raises(OutOfMemory, match=r"Not enough memory for 4 frames of 16x16\. Ask for fewer frames") as caught:
         generate(stand_in(model, starved), settings)
     assert caught.value.__cause__ is error
     assert_same_clip(generate(model, settings), reference)
@@ -235,6 +235,16 @@ def test_runs_at_once_equal_runs_alone(model, settings, statistics):
     for name, low in alone_statistics.low.items():
         assert_same(results[2].low[name], low, f"lows of {name}")
         assert_same(results[2].high[name], alone_statistics.high[name], f"highs of {name}")
+
+
+def test_a_run_inside_another_of_other_length(model, settings, reference):
+    """Schedulers count steps, so every run needs its own."""
+    other = replace(settings, seed=1, steps=5)
+    inside = []
+    clip = generate(model, settings, lambda info: inside.append(generate(model, other)))
+    assert_same_clip(clip, reference)
+    for nested in inside:
+        assert_same_clip(nested, generate(model, other))
 
 
 def test_a_decoder_with_a_memory_is_not_shared_between_runs(wan):

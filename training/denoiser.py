@@ -9,6 +9,7 @@ zero terminal SNR, and drop one caption in ten so that classifier-free guidance 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, MotionAdapter, UNet2DConditionModel, UNetMotionModel
@@ -24,6 +25,8 @@ from training.text import WIDTH, build_text_encoder, build_tokenizer
 
 WIDTHS = (64, 128, 128)
 CAPTION_DROPOUT = 0.1
+SAVE_EVERY = 250  # steps
+MOTION_LR = 1e-3
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -111,10 +114,19 @@ def train_clips(folder: Path, workers: Workers, clips: int, batch: int, seed: in
     _train(folder / "clips.pt", model, tokenizer, workers, clips, batch, seed + 3, 4e-4, draw_clips)
 
 
+def _parameter_groups(model: nn.Module, lr: float) -> list[dict[str, Any]]:
+    """Motion modules begin from nothing where the rest is trained already, so they learn faster."""
+    named = list(model.named_parameters())
+    motion = [p for name, p in named if "motion_modules" in name]
+    rest = [p for name, p in named if "motion_modules" not in name]
+    groups = [{"params": rest, "lr": lr, "peak_lr": lr}]
+    return [*groups, {"params": motion, "lr": MOTION_LR, "peak_lr": MOTION_LR}] if motion else groups
+
+
 def _train(path, model, tokenizer, workers: Workers, samples: int, batch: int, seed: int, lr: float, draw) -> None:
     basis = PatchBasis(**torch.load(path.parent / "basis.pt", weights_only=True)).to(workers.device)
     model = model.to(workers.device).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(_parameter_groups(model, lr), betas=(0.9, 0.99), weight_decay=0.01)
     checkpoint = Checkpoint(path, model, optimizer, ema_decay=0.998)
     shared = workers.share(model)
     steps = samples // (batch * workers.count)
@@ -130,7 +142,7 @@ def _train(path, model, tokenizer, workers: Workers, samples: int, batch: int, s
     recent: list[float] = []
     for step in progress:
         for group in optimizer.param_groups:
-            group["lr"] = lr * warmup_stable_decay(step, steps)
+            group["lr"] = group["peak_lr"] * warmup_stable_decay(step, steps)
         generator = batch_generator(seed, step, workers.rank, workers.device)
         pictures, scenes = draw(batch, generator)
         frames = pictures.shape[1] if pictures.dim() == 5 else 1
@@ -158,5 +170,5 @@ def _train(path, model, tokenizer, workers: Workers, samples: int, batch: int, s
             recent.clear()
             progress.set_postfix(loss=f"{mean:.4f}")
             checkpoint.log(loss=mean)
-        if workers.leads and (step % 250 == 249 or step + 1 == steps):
+        if workers.leads and ((step + 1) % SAVE_EVERY == 0 or step + 1 == steps):
             checkpoint.save()

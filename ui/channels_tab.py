@@ -33,10 +33,10 @@ def channels_tab(registry: Registry, model_name: gr.State, recipe: gr.State, tab
     with gr.Column(visible=False) as body:
         with gr.Row():
             role = gr.Dropdown([], label="Role", min_width=180, elem_id="channels-role")
-            layer = gr.Dropdown([], label="Layer and its mean coverage", scale=2, min_width=260, elem_id="channels-layer")
+            layer = gr.Dropdown([], label="Mean coverage and layer", scale=2, min_width=260, elem_id="channels-layer")
         with gr.Row():
-            step = gr.Slider(0, 1, 0, step=1, label="Denoising step (0: all together)", min_width=220)
-            sort = gr.Radio(SORTS, value="range", label="Sort channels by", scale=1, min_width=260)
+            step = gr.Slider(0, 1, 0, step=1, label="Step (0: all together)", min_width=220, elem_id="channels-step")
+            sort = gr.Radio(SORTS, value="range", label="Sort channels by", min_width=260, elem_id="channels-sort")
         sentence = gr.HTML(elem_id="channels-sentence")
         figure = figure_panel(elem_id="channels-figure")
         cards = gr.HTML(elem_id="channels-cards")
@@ -49,7 +49,8 @@ def channels_tab(registry: Registry, model_name: gr.State, recipe: gr.State, tab
             return [gr.skip()] * 9
         model, statistics, problem = _known(registry, name)
         if statistics is None:
-            return [gr.update(value=panels.note(problem), visible=True), gr.update(visible=False), *[gr.skip()] * 3, None, "", "", ""]
+            said = gr.update(value=panels.note(problem), visible=True)
+            return [said, gr.update(visible=False), *[gr.skip()] * 3, None, "", "", ""]
         roles = _roles(model, statistics)
         if chosen_role not in roles:
             chosen_role = ROLE if ROLE in roles else next(iter(roles))
@@ -127,12 +128,10 @@ def _layers(statistics: Statistics, sites: list[str]) -> tuple[list[tuple[str, s
     from analysis.channels import site_overview
 
     rows = site_overview(statistics, sites)
-    return [(f"{row.site} · {row.mean:.0%}", row.site) for row in rows], min(rows, key=lambda row: row.mean).site
+    return [(f"{row.mean:.0%} · {row.site}", row.site) for row in rows], min(rows, key=lambda row: row.mean).site
 
 
-def _results(
-    model: VideoModel, statistics: Statistics, recipe: Recipe, site: str, at: int, order: str
-) -> list[Any]:
+def _results(model: VideoModel, statistics: Statistics, recipe: Recipe, site: str, at: int, order: str) -> list[Any]:
     """Figure, cards and sentence of one layer; `at` is 1-based, 0 for all steps."""
     from analysis.channels import channel_table, in_words
     from analysis.figures import channel_ranges

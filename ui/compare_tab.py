@@ -13,6 +13,8 @@ from typing import Any
 
 import gradio as gr
 
+from analysis.architecture import by_role, in_words, total
+from qvd_core.cost import site_costs
 from qvd_core.errors import Cancelled, QvdError
 from qvd_core.models.catalog import CATALOG
 from qvd_core.recipe import RECIPES, Recipe
@@ -151,11 +153,17 @@ def _score_cards(result: Result) -> str:
     scores = result.scores
     equal = math.isinf(scores.psnr_db)
     last = scores.latent_error[-1]
+    size = total(by_role(site_costs(result.model.sites, result.recipe, None)))
     return panels.cards(
         [
             ("PSNR", "identical" if equal else f"{scores.psnr_db:.1f} dB", "of the whole clip; higher is closer"),
             ("SSIM", f"{scores.ssim:.4f}", "mean over frames; 1 is identical"),
             ("Latent error", f"{last:.1%}", f"of the latents' size after {len(scores.latent_error)} steps"),
+            (
+                "Weights, computed",
+                in_words(size.bytes_after, "B"),
+                f"{in_words(size.bytes_before, 'B')} in fp16; {size.bytes_before / size.bytes_after:.2f}× smaller",
+            ),
         ]
     )
 

@@ -71,9 +71,10 @@ def recipe_tab(registry: Registry, model_name: gr.State, recipe: gr.State) -> No
         "trigger_mode": "always_last",
         "api_visibility": "private",
     }
-    for control in controls:
-        # .change alone catches mouse, keys, typing and the reset arrow; composing is idempotent.
-        control.change(compose, [model_name, recipe, *controls], recipe, **quiet)
+    # Only what a person does: .change would also fire while the controls follow a new recipe one by one, and
+    # compose a mixture of the two. A slider's .release catches its reset arrow and typed numbers.
+    by_hand = [control.input for control in controls] + [weight_bits.release, input_bits.release]
+    gr.on(by_hand, compose, [model_name, recipe, *controls], recipe, **quiet)
     recipe.change(follow, recipe, [*controls, listing], **quiet)
     model_name.change(choices, model_name, [where, exempt], **quiet)
     add.click(add_exception, [model_name, recipe, where, their_weight_bits, their_input_bits], recipe, **quiet)

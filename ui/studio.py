@@ -22,6 +22,11 @@ from ui.temporal_tab import temporal_tab
 DEFAULT_MODEL = "animatediff-mini"
 DEFAULT_RECIPE = "minmax-w8a8"
 
+# On a phone the open sidebar would cover the page.
+FOLD_SIDEBAR = """() => {
+  if (window.innerWidth < 768) document.querySelector(".sidebar.open .toggle-button")?.click();
+}"""
+
 # The address bar always holds a link to the present recipe; other parameters (the theme's) stay.
 SHOW_LINK = """query => {
   const address = new URL(window.location);
@@ -40,7 +45,7 @@ def build(*, allow_folders: bool = False) -> gr.Blocks:
     with gr.Blocks(title="QVD Studio", fill_width=True, delete_cache=(1800, 7200)) as demo:
         model_name, recipe = gr.State(""), gr.State(get_recipe(DEFAULT_RECIPE))
         sidebar(registry, model_name, recipe)
-        with gr.Tabs():
+        with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Compare", id="compare"):
                 compare_tab(registry, runs, downloads, model_name, recipe)
             with gr.Tab("Model", id="model", render_children=True):
@@ -71,6 +76,7 @@ def build(*, allow_folders: bool = False) -> gr.Blocks:
             downloads.forget(str(request.session_hash))
 
         demo.load(open_page, None, [model_name, recipe], show_progress="hidden", api_visibility="private")
+        demo.load(None, None, None, js=FOLD_SIDEBAR)
         demo.unload(close_page)
         add_endpoints(registry)
     # Imports torch and loads the default model while the visitor reads the page.

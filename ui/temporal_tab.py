@@ -31,21 +31,32 @@ def temporal_tab(registry: Registry, model_name: gr.State, recipe: gr.State) -> 
     notice = gr.HTML(panels.note("Loading the model…"), elem_id="temporal-notice")
     with gr.Column(visible=False) as body:
         with gr.Row():
-            steps = gr.Slider(2, MOST_STEPS, DEFAULT_STEPS, step=1, label="Denoising steps", min_width=220)
+            steps = gr.Slider(
+                2, MOST_STEPS, DEFAULT_STEPS, step=1, label="Denoising steps", min_width=220, elem_id="temporal-steps"
+            )
             bits = gr.Slider(
-                ACTIVATION_BITS[0], ACTIVATION_BITS[-1], 8, step=1, label="Bits of a uniform grid", min_width=220
+                ACTIVATION_BITS[0],
+                ACTIVATION_BITS[-1],
+                8,
+                step=1,
+                label="Bits of a uniform grid",
+                min_width=220,
+                elem_id="temporal-bits",
             )
         sentence = gr.HTML(elem_id="temporal-sentence")
         distribution = figure_panel(elem_id="temporal-distribution")
         cards = gr.HTML(elem_id="temporal-cards")
         with gr.Row():
-            before = figure_panel(elem_id="temporal-before", min_width=300)
-            after = figure_panel(elem_id="temporal-after", min_width=300)
+            with gr.Column(min_width=300):
+                before = figure_panel(elem_id="temporal-before")
+            with gr.Column(min_width=300):
+                after = figure_panel(elem_id="temporal-after")
         gr.HTML(
             panels.note(
-                "Temporal features are the inputs of every time_emb_proj (QVD, section 4.1): SiLU of the time embedding,"
-                " one per denoising step, the same in every layer, for every prompt and seed. They are enumerated"
-                " exactly, without sampling. The grid is affine and spans all steps, as a static quantizer's does."
+                "Temporal features are the inputs of every time_emb_proj (QVD, arXiv 2407.11585, section 4.1): SiLU of"
+                " the time embedding, one per denoising step, the same in every layer, for every prompt and seed. They"
+                " are enumerated exactly, without sampling. The grid is affine and spans all steps, as a static"
+                " quantizer's does."
             )
         )
     results = [notice, body, distribution, cards, sentence, before, after]
@@ -92,7 +103,8 @@ def _results(model: VideoModel, steps: int, bits: int) -> list[Any]:
     try:
         table = temporal_table(temporal_features(model, steps), bits)
     except CalibrationError as error:
-        return [gr.update(value=panels.note(str(error)), visible=True), gr.update(visible=False), None, "", "", None, None]
+        said = gr.update(value=panels.note(str(error)), visible=True)
+        return [said, gr.update(visible=False), None, "", "", None, None]
     lowest = float(min(table.similarity.min(), table.rounded_similarity.min()))
     return [
         gr.update(visible=False),
@@ -100,8 +112,8 @@ def _results(model: VideoModel, steps: int, bits: int) -> list[Any]:
         figure_payload(feature_distribution(table)),
         _cards(moments(table.values), table),
         finding(in_words(table)),
-        figure_payload(step_similarity(table.similarity, table.timesteps, "Full precision", lowest)),
-        figure_payload(step_similarity(table.rounded_similarity, table.timesteps, f"{bits}-bit uniform grid", lowest)),
+        figure_payload(step_similarity(table.similarity, "Full precision", lowest)),
+        figure_payload(step_similarity(table.rounded_similarity, f"{bits}-bit uniform grid", lowest)),
     ]
 
 

@@ -9,7 +9,9 @@ element.parentElement.style.padding = '0';
 const CONFIG = {
   displaylogo: false,
   responsive: false,                // its listener would outlive the panel; see `watching`
-  modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d', 'zoomIn2d', 'zoomOut2d'],
+  // Named one by one: among plotly's own is one that sends the figure to a server of theirs.
+  modeBarButtons: [['toImage', 'zoom2d', 'pan2d', 'resetScale2d']],
+  toImageButtonOptions: { filename: 'figure', scale: 2 },
 };
 // A finger that drags a chart wants to scroll the page.
 const byTouch = matchMedia('(pointer: coarse)').matches;

@@ -81,13 +81,14 @@ class Statistics:
         Raises:
             StorageError: the file cannot be written.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         tensors = {f"low/{name}": t.contiguous() for name, t in self.low.items()}
         tensors |= {f"high/{name}": t.contiguous() for name, t in self.high.items()}
         metadata = {"format": FORMAT, "run": json.dumps(asdict(self.run)), "macs": json.dumps(self.macs)}
+        # Not save_file: its errors do not tell a full disk from a programming error.
         with replacing(path) as scratch:
-            save_file(tensors, scratch, metadata)
+            scratch.write_bytes(save(tensors, metadata))
 
     @classmethod
     def load(cls, path: Path) -> Statistics:

@@ -23,7 +23,8 @@ from qvd_core.models.catalog import CATALOG, ModelSpec, get_spec
 from qvd_core.models.sites import Site, find_sites, has_site_map
 
 _LIBRARIES = ("diffusers", "transformers")
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*diffusion_pytorch_model*.safetensors", "*/model*.safetensors"]
+_HUB_DUPLICATES = ["*.fp16*", "*.bf16*", "*.non_ema*"]  # the same weights again, gigabytes of them
 
 
 @dataclass(eq=False)
@@ -92,6 +93,8 @@ def load(source: str, *, revision: str | None = None, device: str = "auto") -> V
         size = sum(p.numel() for p in denoiser.parameters())
         dtype = torch.bfloat16 if where.name == "cuda" and size > 500_000_000 else torch.float32
         pipeline.to(where.name, dtype)
+        # Some pipelines build it anew from what was loaded: a UNet and motion modules become one network.
+        denoiser.eval().requires_grad_(False)
     pipeline.set_progress_bar_config(disable=True)
     return VideoModel(spec, pipeline, denoiser_name, where)
 
@@ -100,9 +103,8 @@ def _spec_for(source: str, revision: str | None) -> ModelSpec:
     """The catalog's spec, or one made for a folder or a hub id."""
     if source in CATALOG:
         return get_spec(source)
-    looks_like_path = source.startswith((".", "/", "~")) or Path(source).expanduser().exists()
-    if looks_like_path:
-        folder = Path(source).expanduser().resolve()
+    folder = _as_folder(source)
+    if folder is not None:
         name, where, revision = folder.name, str(folder), None
     elif source.count("/") == 1 and all(source.split("/")):
         name, where = source, source
@@ -127,6 +129,15 @@ def _spec_for(source: str, revision: str | None) -> ModelSpec:
     )
 
 
+def _as_folder(source: str) -> Path | None:
+    """The folder `source` means, or None if it neither looks like a path nor exists."""
+    try:
+        path = Path(source).expanduser()
+        return path.resolve() if source.startswith((".", "/", "~")) or path.exists() else None
+    except (OSError, RuntimeError):  # too long for a file name; the home of nobody
+        return None
+
+
 def _local_folder(source: str, revision: str | None) -> Path:
     """The folder of a local source, or a snapshot of a hub repository (safetensors and configs only)."""
     if Path(source).is_absolute():
@@ -138,21 +149,24 @@ def _local_folder(source: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
+        HFValidationError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=_HUB_FILES))
+        return Path(
+            snapshot_download(source, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_DUPLICATES)
+        )
+    except HFValidationError as error:
+        raise ModelError(f"{source!r} is neither an existing folder nor a hub id: {_first_line(error)}") from error
     except GatedRepoError as error:
         raise ModelError(f"{source} is gated: accept its terms on the hub and log in with `hf auth login`.") from error
     except RepositoryNotFoundError as error:
         raise ModelError(f"The hub has no model {source}, or it is private: check the spelling.") from error
     except RevisionNotFoundError as error:
         raise ModelError(f"{source} has no revision {revision!r}.") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except Exception as error:  # of whichever HTTP library this huggingface_hub uses
         raise ModelError(
             f"Cannot download {source}: {_first_line(error)} Check the connection, or give a local folder."
         ) from error
@@ -166,6 +180,10 @@ def _load_pipeline(folder: Path, adapter: Any) -> tuple[Any, str]:
     class_name = index["_class_name"]
     modules: dict[str, Any] = {}
     for component, (library, kind) in _components(folder, index):
+        if not (folder / component).is_dir():
+            raise ModelError(
+                f"{folder} is incomplete: its model_index.json lists {component!r}, but there is no such folder."
+            )
         if (folder / component / "config.json").is_file() and component != "feature_extractor":
             modules[component] = _load_module(folder / component, library, kind)
 
@@ -175,14 +193,25 @@ def _load_pipeline(folder: Path, adapter: Any) -> tuple[Any, str]:
     if adapter is not None:
         class_name, modules["motion_adapter"] = "AnimateDiffPipeline", adapter
     pipeline_class: Any = getattr(diffusers, class_name, None)
-    if not (isinstance(pipeline_class, type) and issubclass(pipeline_class, diffusers.DiffusionPipeline)):
+    known = isinstance(pipeline_class, type) and issubclass(pipeline_class, diffusers.DiffusionPipeline)
+    if not known:
         raise ModelError(f"{folder}: this diffusers has no pipeline {class_name!r}; its code is not run.")
     try:
         pipeline = pipeline_class.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **modules)
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{folder} is not a complete {class_name} folder: {_first_line(error)}") from error
+    for component, part in pipeline.components.items():
+        _check_vocabulary(folder / component, part)
     pipeline.register_to_config(_name_or_path=str(folder))
     return pipeline, denoiser_name
+
+
+def _check_vocabulary(folder: Path, part: Any) -> None:
+    """Refuse a tokenizer without its words: transformers makes one that reads every prompt alike."""
+    files = dict(getattr(part, "vocab_files_names", {}))
+    whole = folder / files.pop("tokenizer_file", "tokenizer.json")
+    if files and not whole.is_file() and not all((folder / name).is_file() for name in files.values()):
+        raise ModelError(f"{folder}: the vocabulary is missing (neither {whole.name} nor {', '.join(files.values())}).")
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

@@ -23,11 +23,7 @@ ALL_BITS = sorted({*WEIGHT_BITS, *ACTIVATION_BITS})
 SCHEMES = [pytest.param(True, id="symmetric"), pytest.param(False, id="affine")]
 bits_and_scheme = pytest.mark.parametrize(
     ("bits", "symmetric"),
-    [
-        pytest.param(b, s, id=f"{b}bit-{'symmetric' if s else 'affine'}")
-        for b in range(2, 17)
-        for s in (True, False)
-    ],
+    [pytest.param(b, s, id=f"{b}bit-{'symmetric' if s else 'affine'}") for b in range(2, 17) for s in (True, False)],
 )
 # Axes over which one grid is shared, and the same in torchao's words: the shape of a block.
 GRANULARITIES = [

@@ -1,0 +1,195 @@
+"""Calibration against ranges taken directly from raw activations of a separate run."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from qvd_core.calibration.calibrate import calibrate, calibration_prompts, embedded_statistics
+from qvd_core.errors import CalibrationError, Cancelled, GenerationError
+from qvd_core.models.catalog import CATALOG
+from qvd_core.models.loader import VideoModel, load
+from qvd_core.recipe import get_recipe
+from qvd_core.sampling import default_settings, generate, sample
+from qvd_core.shapeworld.scene import HELD_OUT_SCENES, parse_caption
+from qvd_core.variant import quantize, share_structure
+from tests.closeness import assert_same, assert_same_clip
+
+PROMPTS = ["a red circle moving left on a striped gray background", "a blue ring growing on a plain white background"]
+
+
+@pytest.fixture
+def own_model(tiny_folder, model) -> VideoModel:
+    """A model of this test's own, to damage."""
+    return VideoModel(model.spec, load(str(tiny_folder), device="cpu").pipeline, model.denoiser_name, model.device)
+
+
+def raw_inputs(model: VideoModel, steps: int, seed: int) -> dict[str, dict[int, list[torch.Tensor]]]:
+    """All inputs of every site by step, channels last, as a second implementation of what calibration sees."""
+    inputs: dict[str, dict[int, list[torch.Tensor]]] = defaultdict(lambda: defaultdict(list))
+    step = [0]
+    watched = share_structure(model.denoiser)
+    for site in model.sites:
+
+        def keep(_, args, kwargs, name=site.name, linear=site.kind == "linear"):
+            x = args[0] if args else kwargs["input"]
+            channels = x.shape[-1] if linear else x.shape[1]
+            rows = x.reshape(-1, channels) if linear else x.transpose(0, 1).reshape(channels, -1).T
+            inputs[name][step[0]].append(rows.clone())
+
+        watched.get_submodule(site.name).register_forward_pre_hook(keep, with_kwargs=True)
+    for number, prompt in enumerate(PROMPTS):
+        step[0] = 0
+        settings = default_settings(model, prompt, steps=steps, seed=seed + number)
+        sample(model, watched, settings, lambda info: step.__setitem__(0, info.index + 1))
+    return inputs
+
+
+def test_ranges_are_those_of_the_raw_activations(model):
+    statistics = calibrate(model, PROMPTS, steps=3, seed=5)
+    inputs = raw_inputs(model, steps=3, seed=5)
+    assert statistics.low.keys() == statistics.high.keys() == {site.name for site in model.sites}
+    for site in model.sites:
+        low, high = statistics.low[site.name], statistics.high[site.name]
+        assert low.shape == high.shape == (3, site.in_channels)
+        for step in range(3):
+            rows = torch.cat(inputs[site.name][step])
+            assert_same(low[step], rows.min(0).values, f"low of {site.name} at step {step}")
+            assert_same(high[step], rows.max(0).values, f"high of {site.name} at step {step}")
+        assert_same(statistics.tensor_range(site.name)[0], low.min())
+        assert_same(statistics.tensor_range(site.name)[1], high.max())
+
+
+def test_steps_are_told_apart(statistics):
+    """Temporal features depend on the step alone, so their ranges must differ between steps."""
+    low = statistics.low["down_blocks.0.resnets.0.time_emb_proj"]
+    assert not torch.equal(low[0], low[1])
+
+
+def test_the_run_is_recorded(model, statistics):
+    run = statistics.run
+    assert (run.model, run.fingerprint, run.sampler) == (model.spec.name, model.fingerprint, "DDIMScheduler")
+    assert (run.steps, run.seed, run.frames, run.height, run.width) == (2, 1000, 4, 16, 16)
+    assert run.guidance_scale == model.spec.guidance_scale
+    assert run.prompts == tuple(PROMPTS)
+
+
+def test_multiply_accumulates_in_closed_form(model, statistics):
+    """Of one call: guidance puts 2 clips of 4 frames of 8x8 latents into it."""
+    sites = {site.name: site for site in model.sites}
+    positions = 2 * 4 * 8 * 8
+    assert statistics.macs["conv_in"] == positions * 3 * 3 * 4 * 16
+    assert statistics.macs["conv_out"] == positions * 3 * 3 * 16 * 4
+    assert statistics.macs["down_blocks.0.downsamplers.0.conv"] == positions // 4 * 3 * 3 * 16 * 16
+    assert statistics.macs["time_embedding.linear_1"] == 2 * 16 * sites["time_embedding.linear_1"].out_channels
+    query = "down_blocks.0.motion_modules.0.transformer_blocks.0.attn1.to_q"
+    assert statistics.macs[query] == positions * 16 * 16
+    text = sites["down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"]
+    assert statistics.macs[text.name] == 2 * 4 * 20 * text.in_channels * text.out_channels
+    assert statistics.macs.keys() == sites.keys()
+
+
+def test_the_model_is_left_without_hooks_and_unchanged(model, settings, reference):
+    calibrate(model, PROMPTS[:1])
+    for name, module in model.denoiser.named_modules():
+        assert not module._forward_hooks, f"{name} still has a hook"
+        assert not module._forward_pre_hooks, f"{name} still has a hook"
+    assert_same_clip(generate(model, settings), reference)
+
+
+def test_progress_covers_every_step_of_every_prompt(model):
+    seen = []
+    calibrate(model, PROMPTS, steps=2, on_step=lambda number, count, info: seen.append((number, count, info.index)))
+    assert seen == [(0, 2, 0), (0, 2, 1), (1, 2, 0), (1, 2, 1)]
+
+
+def test_cancelling_ends_the_run_and_leaves_no_hooks(model, settings, reference):
+    seen = []
+
+    def stop(number, count, info):
+        seen.append((number, info.index))
+        if number == 1:
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        calibrate(model, PROMPTS, steps=3, on_step=stop)
+    assert seen == [(0, 0), (0, 1), (0, 2), (1, 0)]
+    assert not any(module._forward_hooks for module in model.denoiser.modules())
+    assert_same_clip(generate(model, settings), reference)
+
+
+def test_no_prompts(model):
+    with pytest.raises(CalibrationError, match="at least one prompt"):
+        calibrate(model, [])
+
+
+def test_a_wrong_prompt_is_refused_before_the_first_clip(model):
+    seen = []
+    with pytest.raises(GenerationError, match="The prompt is empty"):
+        calibrate(model, [PROMPTS[0], " "], on_step=lambda *_: seen.append(1))
+    assert not seen
+
+
+def test_not_finite_activations_name_the_first_site_they_reach(own_model):
+    own_model.denoiser.conv_in.weight[0, 0, 0, 0] = math.nan
+    with pytest.raises(CalibrationError, match=r"The input of down_blocks\.0\.\S+ contains NaN .* at step 1;"):
+        calibrate(own_model, PROMPTS[:1])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
+def test_not_finite_activations_name_the_step_they_begin_at(own_model, value):
+    calls = []
+
+    def spoil(module, args):
+        calls.append(1)
+        if len(calls) == 2:
+            x = args[0].clone()
+            x[0, 0, 0, 0] = value
+            return (x, *args[1:])
+        return None
+
+    own_model.denoiser.conv_in.register_forward_pre_hook(spoil)
+    with pytest.raises(CalibrationError, match=r"The input of conv_in contains NaN or infinite values at step 2;"):
+        calibrate(own_model, PROMPTS[:1], steps=3)
+
+
+def test_a_layer_that_never_runs_has_no_statistics(own_model):
+    own_model.denoiser.unused = nn.Linear(2, 2)
+    model = VideoModel(own_model.spec, own_model.pipeline, own_model.denoiser_name, own_model.device)
+    statistics = calibrate(model, PROMPTS[:1])
+    assert "unused" not in {*statistics.low, *statistics.high, *statistics.macs}
+    with pytest.raises(CalibrationError, match="say nothing about unused, which calibration never ran"):
+        quantize(model, get_recipe("minmax-w8a8"), statistics)
+
+
+def test_prompts_of_an_embedded_model_are_training_captions(model):
+    embedded = VideoModel(CATALOG["animatediff-mini"], model.pipeline, model.denoiser_name, model.device)
+    prompts = calibration_prompts(embedded, 12)
+    assert len(set(prompts)) == 12
+    assert prompts[:5] == calibration_prompts(embedded, 5)
+    held_out = {scene.caption for scene in HELD_OUT_SCENES}
+    assert all(parse_caption(prompt) and prompt not in held_out for prompt in prompts)
+
+
+def test_prompts_of_other_models_are_their_examples(model):
+    assert calibration_prompts(model) == list(model.spec.example_prompts)
+
+
+def test_shipped_statistics_belong_to_embedded_models_only(model, statistics, monkeypatch, tmp_path):
+    from qvd_core.calibration import calibrate as module
+
+    assert embedded_statistics(model) is None
+    embedded = VideoModel(CATALOG["animatediff-mini"], model.pipeline, model.denoiser_name, model.device)
+    path = tmp_path / "shipped.safetensors"
+    monkeypatch.setattr(module, "statistics_path", lambda name: path)
+    assert embedded_statistics(embedded) is None
+    statistics.save(path)
+    assert embedded_statistics(embedded).run == statistics.run
+    replace(statistics, run=replace(statistics.run, fingerprint="f" * 16)).save(path)
+    with pytest.raises(CalibrationError, match="calibrate again"):
+        embedded_statistics(embedded)

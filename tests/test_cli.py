@@ -1,0 +1,264 @@
+"""The command line, run in this process on the tiny model: files, JSON, exit codes, messages."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import imageio.v2 as imageio
+import pytest
+
+from qvd_core import __version__
+from qvd_core.calibration.statistics import Statistics
+from qvd_core.cli import main
+from qvd_core.models.catalog import CATALOG
+from qvd_core.recipe import RECIPES, Recipe, get_recipe
+from qvd_core.sampling import generate
+from qvd_core.scores import compare
+from qvd_core.variant import quantize
+
+CAPTION = "a red circle moving left on a striped gray background"
+COMMANDS = ("models", "generate", "calibrate", "compare", "evaluate")
+
+
+@pytest.fixture
+def tiny(tiny_folder) -> list[str]:
+    return ["--model", str(tiny_folder), "--device", "cpu"]
+
+
+@pytest.fixture
+def clip(tiny) -> list[str]:
+    """Options for the clip that the fixture `settings` describes."""
+    return [*tiny, "--prompt", CAPTION, "--steps", "2", "--frames", "4"]
+
+
+@pytest.fixture
+def statistics_file(statistics, tmp_path) -> Path:
+    statistics.save(tmp_path / "given.safetensors")
+    return tmp_path / "given.safetensors"
+
+
+def strict_json(text: str):
+    """As a browser reads it: without NaN and Infinity."""
+
+    def refuse(constant: str):
+        raise ValueError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def frames_of(path: Path) -> int:
+    with imageio.get_reader(path) as reader:
+        return len(list(reader.iter_data()))
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)], ids=lambda c: c[0] if c else "qvd_core")
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: python -m qvd_core")
+    assert all(name in text for name in (COMMANDS if not command else ("--json",)))
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["quantise"],
+        ["generate"],
+        ["compare", "--prompt"],
+        ["generate", "--prompt", "x", "--seed", "many"],
+        ["generate", "--prompt", "x", "--device", "tpu"],
+        ["models", "--speed"],
+    ],
+    ids=lambda a: " ".join(a) or "nothing",
+)
+def test_wrong_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    captured = capsys.readouterr()
+    assert not captured.out
+    assert "usage:" in captured.err
+
+
+def test_models(capsys):
+    assert main(["models"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in (*CATALOG, *RECIPES))
+    assert main(["models", "--json"]) == 0
+    listed = strict_json(capsys.readouterr().out)
+    assert [m["name"] for m in listed["models"]] == list(CATALOG)
+    assert [Recipe.from_dict(r) for r in listed["recipes"]] == list(RECIPES.values())
+
+
+def test_generate(clip, tmp_path, capsys):
+    out = tmp_path / "new" / "clip.mp4"
+    assert main(["generate", *clip, "--out", str(out)]) == 0
+    assert capsys.readouterr().out.startswith(f"{out}: 4 frames in ")
+    assert frames_of(out) == 4
+
+
+def test_generate_quantized_with_json(clip, tmp_path, capsys):
+    out = tmp_path / "clip.mp4"
+    more = ["--seed", "3", "--guidance-scale", "2", "--negative-prompt", "blur", "--height", "32", "--width", "16"]
+    assert main(["generate", *clip, *more, "--recipe", "dynamic-w8a8", "--out", str(out), "--json"]) == 0
+    result = strict_json(capsys.readouterr().out)
+    assert result["video"] == str(out)
+    assert result["seconds"] >= 0
+    assert result["settings"] == {
+        "prompt": CAPTION,
+        "negative_prompt": "blur",
+        "seed": 3,
+        "steps": 2,
+        "guidance_scale": 2.0,
+        "frames": 4,
+        "height": 32,
+        "width": 16,
+    }
+    assert frames_of(out) == 4
+
+
+def test_calibrate_then_compare(tiny, clip, model, tmp_path, capsys):
+    out = tmp_path / "statistics.safetensors"
+    options = ["--prompt", CAPTION, "--prompt", "a blue ring", "--steps", "2", "--out", str(out), "--json"]
+    assert main(["calibrate", *tiny, *options]) == 0
+    result = strict_json(capsys.readouterr().out)
+    assert (result["statistics"], result["bytes"]) == (str(out), out.stat().st_size)
+    assert result["sites"] == len(model.sites)
+    assert (result["run"]["prompts"], result["run"]["steps"]) == ([CAPTION, "a blue ring"], 2)
+    assert Statistics.load(out).run.fingerprint == model.fingerprint
+    assert main(["compare", *clip, "--statistics", str(out), "--out", str(tmp_path / "comparison")]) == 0
+
+
+def test_compare_writes_two_clips_and_all_numbers(clip, model, settings, statistics_file, statistics, tmp_path, capsys):
+    out = tmp_path / "comparison"
+    options = ["--recipe", "minmax-w4a8", "--statistics", str(statistics_file), "--out", str(out), "--json"]
+    assert main(["compare", *clip, *options]) == 0
+    printed = strict_json(capsys.readouterr().out)
+    assert sorted(path.name for path in out.iterdir()) == ["quantized.mp4", "reference.mp4", "scores.json"]
+    assert frames_of(out / "reference.mp4") == frames_of(out / "quantized.mp4") == 4
+    written = strict_json((out / "scores.json").read_text())
+    assert written == printed
+
+    # The numbers are those of the library, on raw frames.
+    variant = quantize(model, get_recipe("minmax-w4a8"), statistics)
+    expected = compare(generate(model, settings), generate(variant, settings)).to_dict()
+    assert {name: written[name] for name in expected} == expected
+    assert [len(written[n]) for n in ("psnr_by_frame", "ssim_by_frame", "latent_error")] == [4, 4, 2]
+    assert Recipe.from_dict(written["recipe"]) == get_recipe("minmax-w4a8")
+    assert written["model"]["fingerprint"] == model.fingerprint
+    assert written["settings"]["prompt"] == CAPTION
+    assert set(written["versions"]) == {"qvd_core", "torch", "diffusers", "transformers", "python"}
+    assert set(written["seconds"]) == {"reference", "quantized"}
+    assert "simulated" in written["arithmetic"]
+
+
+def test_compare_with_a_recipe_file_that_changes_nothing(clip, tmp_path, capsys):
+    recipe = tmp_path / "mine.json"
+    recipe.write_text(json.dumps(Recipe("mine", None, None).to_dict()))
+    assert main(["compare", *clip, "--recipe", str(recipe), "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith("mine against full precision: identical, SSIM 1.0000 (simulated).")
+    assert strict_json((tmp_path / "out" / "scores.json").read_text())["psnr_db"] is None
+
+
+def test_compare_calibrates_where_nothing_is_shipped(clip, tmp_path, capsys):
+    assert main(["compare", *clip, "--recipe", "minmax-w8a8", "--out", str(tmp_path / "out")]) == 0
+    assert "tiny ships no statistics; calibrating now" in capsys.readouterr().err
+
+
+def test_evaluate(tiny, statistics_file, tmp_path, capsys):
+    options = ["--clips", "2", "--steps", "1", "--seed", "4", "--recipes", "minmax-w4a8,dynamic-w8a8"]
+    options += ["--statistics", str(statistics_file), "--out", str(tmp_path / "report.json")]
+    assert main(["evaluate", *tiny, *options]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.startswith("recipe")
+    assert [line.split("  ")[0] for line in lines] == ["full precision", "minmax-w4a8", "dynamic-w8a8"]
+    report = strict_json((tmp_path / "report.json").read_text())
+    assert [(c["recipe"], c["seed"]) for c in report["clips"]] == [
+        (name, seed) for seed in (4, 5) for name in ("full precision", "minmax-w4a8", "dynamic-w8a8")
+    ]
+    assert [row["clips"] for row in report["summary"]] == [2, 2, 2]
+
+
+def test_evaluate_calibrates_where_nothing_is_shipped(tiny, capsys):
+    assert main(["evaluate", *tiny, "--clips", "1", "--steps", "1", "--recipes", "minmax-w8a8", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "calibrating now" in captured.err
+    assert math.isfinite(strict_json(captured.out)["clips"][1]["psnr_db"])
+
+
+def test_evaluate_writes_json_even_of_identical_clips(tiny, tmp_path, capsys):
+    recipe = tmp_path / "mine.json"
+    recipe.write_text(json.dumps(Recipe("mine", None, None).to_dict()))
+    assert main(["evaluate", *tiny, "--clips", "1", "--steps", "1", "--recipes", str(recipe), "--json"]) == 0
+    assert strict_json(capsys.readouterr().out)["clips"][1]["psnr_db"] is None
+
+
+REFUSED = {
+    "unknown-recipe": (["compare", "--recipe", "w8"], "Unknown recipe 'w8'; choose from"),
+    "no-recipe-file": (["compare", "--recipe", "nowhere.json"], "Cannot read the recipe nowhere.json"),
+    "damaged-recipe-file": (["compare", "--recipe", "TMP/damaged.json"], "Cannot read the recipe"),
+    "junk-recipe-file": (["compare", "--recipe", "TMP/junk.json"], "Not a recipe"),
+    "override-without-match": (["generate", "--recipe", "TMP/foreign.json"], "No site of tiny matches 'temporal'"),
+    "empty-prompt": (["generate", "--prompt", ""], "The prompt is empty"),
+    "frames": (["generate", "--frames", "1000000"], "frames = 1000000 is out of range"),
+    "steps": (["compare", "--steps", "0"], "steps = 0 is out of range"),
+    "guidance": (["compare", "--guidance-scale", "nan"], "guidance_scale = nan"),
+    "height": (["generate", "--height", "17"], "height = 17 is not a multiple of 2"),
+    "no-statistics-file": (["compare", "--statistics", "nowhere.safetensors"], "nowhere.safetensors is not a readable"),
+    "other-file-for-statistics": (["compare", "--statistics", "TMP/junk.json"], "is not a readable statistics file"),
+    "unknown-model": (["generate", "--model", "nothing"], "Unknown model 'nothing'"),
+    "no-folder": (["generate", "--model", "/nowhere"], "There is no folder /nowhere"),
+    "out-below-a-file": (["generate", "--out", "TMP/junk.json/clip.mp4"], "Cannot write .*choose another folder"),
+    "compare-out-is-a-file": (["compare", "--recipe", "dynamic-w8a8", "--out", "TMP/junk.json"], "Cannot write"),
+    "calibrate-nothing": (["calibrate"], "Calibration needs at least one prompt"),
+    "calibrate-count": (["calibrate", "--count", "-1"], "--count -1 is out of range; choose 1 or more"),
+    "no-clips": (["evaluate", "--clips", "0"], "--clips 0 is out of range; choose 1 to 208"),
+    "too-many-clips": (["evaluate", "--clips", "209"], "--clips 209 is out of range"),
+    "evaluate-unknown-recipe": (["evaluate", "--recipes", "minmax-w8a8,best"], "Unknown recipe 'best'"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)
+def test_refusals(arguments, message, clip, tiny, tmp_path, monkeypatch, capsys):
+    """Exit code 1, one line on stderr that begins with "error:", nothing on stdout, no file left."""
+    (tmp_path / "damaged.json").write_text('{"name": ')
+    (tmp_path / "junk.json").write_text("[1, 2]")
+    foreign = get_recipe("dynamic-w8a8").override("temporal", 8, 8)
+    (tmp_path / "foreign.json").write_text(json.dumps(foreign.to_dict()))
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    command, *options = [a.replace("TMP", str(tmp_path)) for a in arguments]
+    given = clip if command in ("generate", "compare") else tiny
+    assert main([command, *given, *options]) == 1
+    captured = capsys.readouterr()
+    assert not captured.out
+    errors = [line for line in captured.err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, captured.err
+    assert re.search(message, errors[0]), errors[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_interrupting(clip, tmp_path, monkeypatch, capsys):
+    from qvd_core import sampling
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sampling, "sample", interrupted)
+    assert main(["generate", *clip, "--out", str(tmp_path / "clip.mp4")]) == 130
+    captured = capsys.readouterr()
+    assert "interrupted; nothing was written" in captured.err
+    assert not captured.out
+    assert not list(tmp_path.iterdir())
