@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_options(calibrate)
     calibrate.add_argument("--prompt", action="append", help="repeatable (default: the model's own set)")
     calibrate.add_argument("--count", type=int, default=8, help="prompts of the model's own set (default: 8)")
+    _add_size_options(calibrate)
     calibrate.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
     calibrate.add_argument("--seed", type=int, default=1000)
     calibrate.add_argument("--out", type=Path, default=Path("statistics.safetensors"), help="default: %(default)s")
@@ -108,6 +109,10 @@ def _add_clip_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--steps", type=int, help="default: the model's")
     command.add_argument("--guidance-scale", type=float, help="default: the model's")
+    _add_size_options(command)
+
+
+def _add_size_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--frames", type=int, help="default: the model's")
     command.add_argument("--height", type=int, help="pixels (default: the model's)")
     command.add_argument("--width", type=int, help="pixels (default: the model's)")
@@ -157,7 +162,7 @@ def _calibrate(options: argparse.Namespace) -> tuple[Any, str]:
         raise QvdError(f"--count {options.count} is out of range; choose 1 or more.")
     model = _load(options)
     prompts = options.prompt or calibration_prompts(model, options.count)
-    statistics = _run_calibration(model, prompts, options.steps, options.seed)
+    statistics = _run_calibration(model, prompts, options, options.seed)
     statistics.save(options.out)
     size = options.out.stat().st_size
     result = {
@@ -295,10 +300,10 @@ def _statistics(
     if shipped is not None:
         return shipped
     print(f"{model.spec.name} ships no statistics; calibrating now", file=sys.stderr)
-    return _run_calibration(model, calibration_prompts(model) or prompts, options.steps, 1000)
+    return _run_calibration(model, calibration_prompts(model) or prompts, options, 1000)
 
 
-def _run_calibration(model: VideoModel, prompts: Sequence[str], steps: int | None, seed: int) -> Statistics:
+def _run_calibration(model: VideoModel, prompts: Sequence[str], options: argparse.Namespace, seed: int) -> Statistics:
     from qvd_core.calibration.calibrate import calibrate
 
     with _progress(None, "calibrating") as bar:
@@ -307,7 +312,8 @@ def _run_calibration(model: VideoModel, prompts: Sequence[str], steps: int | Non
             bar.total = count * info.total
             _advance(bar)
 
-        return calibrate(model, prompts, steps=steps, seed=seed, on_step=step_ended)
+        size = {name: getattr(options, name, None) for name in ("frames", "height", "width")}
+        return calibrate(model, prompts, steps=options.steps, seed=seed, on_step=step_ended, **size)
 
 
 def _progress(total: int | None, text: str) -> tqdm[Any]:

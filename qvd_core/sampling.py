@@ -97,7 +97,7 @@ def default_settings(model: VideoModel, prompt: str, **changes: Any) -> Settings
     defaults: dict[str, Any] = {
         "steps": spec.steps,
         "guidance_scale": spec.guidance_scale,
-        "frames": spec.frames,
+        "frames": spec.frames - (spec.frames - 1) % _frames_per_latent(model),
         "height": spec.height or (sample if isinstance(sample, int) else sample[0]) * unit,
         "width": spec.width or (sample if isinstance(sample, int) else sample[1]) * unit,
     }
@@ -192,6 +192,12 @@ def check_settings(model: VideoModel, settings: Settings) -> None:
     _check_whole("steps", settings.steps, 1, min(MAX_STEPS, _training_timesteps(model)))
     longest = getattr(model.denoiser.config, "motion_max_seq_length", None) or MAX_FRAMES
     _check_whole("frames", settings.frames, 1, longest)
+    together = _frames_per_latent(model)
+    if (settings.frames - 1) % together:
+        nearest = 1 + round((settings.frames - 1) / together) * together
+        raise GenerationError(
+            f"frames = {settings.frames} must be one more than a multiple of {together}; try {nearest}."
+        )
     unit = _pixels_per_latent(model)
     for side in ("height", "width"):
         value = getattr(settings, side)
@@ -228,6 +234,11 @@ def _pixels_per_latent(model: VideoModel) -> int:
     factor: Any = getattr(pipeline, "vae_scale_factor", None) or getattr(pipeline, "vae_scale_factor_spatial", 8)
     patch: Any = getattr(model.denoiser.config, "patch_size", 1)
     return int(factor * (patch if isinstance(patch, int) else patch[-1]))
+
+
+def _frames_per_latent(model: VideoModel) -> int:
+    """How many frames a causal video VAE packs into one latent after the first; 1 for image VAEs."""
+    return int(getattr(model.pipeline, "vae_scale_factor_temporal", 1))
 
 
 def _private_pipeline(model: VideoModel, denoiser: nn.Module) -> Any:

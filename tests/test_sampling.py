@@ -264,3 +264,9 @@ def test_a_decoder_with_a_memory_is_not_shared_between_runs(wan):
     finally:
         handle.remove()
     assert_same_clip(nested[0], generate(wan, replace(settings, seed=1)))
+
+
+def test_a_causal_decoder_needs_one_frame_more_than_whole_groups(wan):
+    assert (default_settings(wan, "a red circle").frames - 1) % wan.pipeline.vae_scale_factor_temporal == 0
+    with pytest.raises(GenerationError, match="frames = 6 must be one more than a multiple of 4; try 5"):
+        check_settings(wan, replace(default_settings(wan, "a red circle"), frames=6))

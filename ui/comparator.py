@@ -17,6 +17,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -36,7 +37,7 @@ PLACEHOLDER = "Generate a pair of clips to compare them here, frame by frame."
 SHEET_SIDE = 4096
 
 
-def comparator(*, placeholder: str = PLACEHOLDER, **kwargs) -> gr.HTML:
+def comparator(*, placeholder: str = PLACEHOLDER, **kwargs: Any) -> gr.HTML:
     """Make the comparison panel; `kwargs` go to `gr.HTML` (`value`, `visible`, `elem_id`, ...).
 
     Args:

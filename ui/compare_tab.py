@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def compare_tab(registry: Registry, runs: Runs, downloads: Downloads, model_name
     with gr.Accordion("The same in Python", open=False):
         snippet = gr.Code(language="python", show_label=False, elem_id="compare-snippet")
 
-    inputs = [model_name, recipe, prompt, seed, steps, guidance]
+    inputs: list[Any] = [model_name, recipe, prompt, seed, steps, guidance]
     outputs = [panel, status, scores, start, stop, files, *downloads_shown]
     nothing_to_download = [gr.skip()] * 4
 
@@ -91,11 +91,15 @@ def compare_tab(registry: Registry, runs: Runs, downloads: Downloads, model_name
     ) -> Iterator[list[Any]]:
         session = str(request.session_hash)
         wanted = Request(name, current, text, int(number or 0), int(step_count), float(scale))
+
+        def job(report: Callable[[Progress], None]) -> Result:
+            return run_comparison(registry, wanted, report)
+
         busy = [gr.update(interactive=False), gr.update(interactive=True)]
         idle = [gr.update(interactive=True), gr.update(interactive=False)]
         yield [gr.skip(), panels.progress_bar("Getting ready…", 0), gr.skip(), *busy, *nothing_to_download]
         try:
-            for update in runs.stream(session, lambda report: run_comparison(registry, wanted, report)):
+            for update in runs.stream(session, job):
                 if isinstance(update, Progress):
                     picture = gr.skip() if update.picture is None else preview_payload(update.picture, update.text)
                     bar = panels.progress_bar(update.text, update.share)

@@ -55,7 +55,7 @@ class Result:
     reused: bool
 
 
-Report = Callable[[Progress | Result], None]
+Report = Callable[[Progress], None]
 
 
 def run_comparison(registry: Registry, request: Request, report: Report) -> Result:

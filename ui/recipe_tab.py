@@ -44,7 +44,7 @@ def recipe_tab(registry: Registry, model_name: gr.State, recipe: gr.State) -> No
     listing = gr.HTML(elem_id="recipe-exceptions", elem_classes="qvd-flush")
     clear = gr.Button("Remove all exceptions", size="sm")
 
-    controls = [weights_on, weight_bits, weight_grid, inputs_on, input_bits, input_range, exempt]
+    controls: list[Any] = [weights_on, weight_bits, weight_grid, inputs_on, input_bits, input_range, exempt]
 
     @shown
     def compose(name: str, current: Recipe, *values: Any) -> Recipe:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from qvd_core.errors import Cancelled
 
 Event = TypeVar("Event")
+Outcome = TypeVar("Outcome")
 
 
 class Runs:
@@ -24,7 +25,7 @@ class Runs:
         if stop is not None:
             stop.set()
 
-    def stream(self, session: str, job: Callable[[Callable[[Event], None]], Event]) -> Iterator[Event]:
+    def stream(self, session: str, job: Callable[[Callable[[Event], None]], Outcome]) -> Iterator[Event | Outcome]:
         """Run `job(report)` in a thread; yield all it reports and then what it returns.
 
         When the session cancels, or the consumer goes away, the next `report` raises `Cancelled` inside

@@ -26,14 +26,18 @@ def calibrate(
     *,
     steps: int | None = None,
     seed: int = 1000,
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
     on_step: OnCalibrationStep | None = None,
 ) -> Statistics:
     """Observe every site's input while the model samples `prompts` in full precision.
 
     Args:
         model: what to observe; it is not modified and may sample elsewhere meanwhile.
-        prompts: one clip each, at the model's default size, with seeds `seed`, `seed` + 1, ...
+        prompts: one clip each, with seeds `seed`, `seed` + 1, ...
         steps: denoising steps; the model's default if None. Static ranges hold for this sampler length.
+        frames, height, width: clip size; the model's default where None.
         on_step: called as on_step(prompt_index, prompt_count, step_info); raising from it ends the run.
 
     Raises:
@@ -42,7 +46,8 @@ def calibrate(
     """
     if not prompts:
         raise CalibrationError("Calibration needs at least one prompt; eight varied ones are a good start.")
-    plans = [default_settings(model, prompt, steps=steps, seed=seed + i) for i, prompt in enumerate(prompts)]
+    size = {"frames": frames, "height": height, "width": width}
+    plans = [default_settings(model, prompt, steps=steps, seed=seed + i, **size) for i, prompt in enumerate(prompts)]
     for plan in plans:
         check_settings(model, plan)
 

@@ -1,11 +1,12 @@
 """From a name, a folder or a hub id to a model whose every weight is known to come from its files.
 
-Each component is loaded on its own, so that a missing, surplus or misshapen tensor is reported rather
-than filled with random numbers. Only safetensors are read, and no code that comes with a model is run.
+Each component is loaded on its own, so that a missing or misshapen tensor is reported rather than
+filled with random numbers. Only safetensors are read, and no code that comes with a model is run.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import importlib
@@ -24,7 +25,7 @@ from qvd_core.models.sites import Site, find_sites, has_site_map
 
 _LIBRARIES = ("diffusers", "transformers")
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*diffusion_pytorch_model*.safetensors", "*/model*.safetensors"]
-_HUB_DUPLICATES = ["*.fp16*", "*.bf16*", "*.non_ema*"]  # the same weights again, gigabytes of them
+_HUB_UNUSED = ["*.fp16*", "*.bf16*", "*.non_ema*", "safety_checker/*"]  # the same again, and what is not used
 
 
 @dataclass(eq=False)
@@ -101,11 +102,14 @@ def load(source: str, *, revision: str | None = None, device: str = "auto") -> V
 
 def _spec_for(source: str, revision: str | None) -> ModelSpec:
     """The catalog's spec, or one made for a folder or a hub id."""
+    folder = Path(get_spec(source).source) if source in CATALOG and get_spec(source).embedded else _as_folder(source)
+    if folder is not None and revision is not None:
+        raise ModelError(f"{source} is a local folder, so it has no revision {revision!r}; leave the revision out.")
     if source in CATALOG:
-        return get_spec(source)
-    folder = _as_folder(source)
+        spec = get_spec(source)
+        return spec if revision is None else dataclasses.replace(spec, revision=revision)
     if folder is not None:
-        name, where, revision = folder.name, str(folder), None
+        name, where = folder.name, str(folder)
     elif source.count("/") == 1 and all(source.split("/")):
         name, where = source, source
     else:
@@ -156,7 +160,7 @@ def _local_folder(source: str, revision: str | None) -> Path:
 
     try:
         return Path(
-            snapshot_download(source, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_DUPLICATES)
+            snapshot_download(source, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_UNUSED)
         )
     except HFValidationError as error:
         raise ModelError(f"{source!r} is neither an existing folder nor a hub id: {_first_line(error)}") from error
@@ -190,8 +194,21 @@ def _load_pipeline(folder: Path, adapter: Any) -> tuple[Any, str]:
     denoiser_name = next((name for name in ("unet", "transformer") if name in modules), None)
     if denoiser_name is None:
         raise ModelError(f"{folder} has neither a unet nor a transformer, so there is nothing to quantize.")
+    if "transformer_2" in modules:
+        raise ModelError(
+            f"{folder} has two denoisers (experts by noise level). Only one would be quantized, so it is not loaded;"
+            " single-transformer models of the same family are."
+        )
     if adapter is not None:
         class_name, modules["motion_adapter"] = "AnimateDiffPipeline", adapter
+        # Motion adapters are trained under this schedule, not under that of the image model they are put into.
+        modules["scheduler"] = diffusers.DDIMScheduler.from_pretrained(
+            str(folder / "scheduler"),
+            beta_schedule="linear",
+            clip_sample=False,
+            timestep_spacing="linspace",
+            steps_offset=1,
+        )
     pipeline_class: Any = getattr(diffusers, class_name, None)
     known = isinstance(pipeline_class, type) and issubclass(pipeline_class, diffusers.DiffusionPipeline)
     if not known:

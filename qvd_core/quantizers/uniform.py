@@ -76,7 +76,10 @@ def dequantize(codes: Tensor, grid: Grid) -> Tensor:
 
 
 def fake_quantize(x: Tensor, grid: Grid) -> Tensor:
-    """`dequantize(quantize(x))` in the dtype of `x`; in one fused pass for a single grid in fp32."""
+    """`dequantize(quantize(x))` in the dtype of `x`; in one fused pass for a single grid in fp32.
+
+    That pass gives NaN the lowest code, as integer engines do; the other lets it through.
+    """
     if grid.scale.numel() == 1 and x.dtype == torch.float32:
         return torch.fake_quantize_per_tensor_affine(
             x, grid.scale.reshape(1), grid.zero_point.reshape(1), grid.code_min, grid.code_max

@@ -88,10 +88,12 @@ def read_clip(frames: np.ndarray) -> Reading:
 def caption_accuracy(clips: Iterable[np.ndarray], captions: Iterable[str]) -> dict[str, float]:
     """Share of clips [F, 64, 64, 3] that show what their captions say, per attribute, and their "count"."""
     captions = list(captions)
-    scenes = [parse_caption(caption) for caption in captions]
-    for caption, scene in zip(captions, scenes, strict=True):
+    scenes: list[Scene] = []
+    for caption in captions:
+        scene = parse_caption(caption)
         if scene is None:
             raise ValueError(f"not a caption of the shape world: {caption!r}; see scene.ALL_SCENES")
+        scenes.append(scene)
     clips = list(clips)
     if len(clips) != len(scenes) or not clips:
         raise ValueError(f"need a caption for every clip, got {len(clips)} clips, {len(scenes)} captions")

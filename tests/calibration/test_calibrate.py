@@ -193,3 +193,8 @@ def test_shipped_statistics_belong_to_embedded_models_only(model, statistics, mo
     replace(statistics, run=replace(statistics.run, fingerprint="f" * 16)).save(path)
     with pytest.raises(CalibrationError, match="calibrate again"):
         embedded_statistics(embedded)
+
+
+def test_clips_have_the_size_that_was_asked_for(model):
+    run = calibrate(model, ["a red circle"], steps=1, frames=2, height=8, width=16).run
+    assert (run.frames, run.height, run.width) == (2, 8, 16)

@@ -318,3 +318,18 @@ def test_memory_that_runs_out_while_loading(tiny_folder, monkeypatch):
     monkeypatch.setattr(loader, "_load_module", starved)
     with pytest.raises(OutOfMemory, match=r"Not enough memory for the weights of tiny\. Free some memory"):
         load(str(tiny_folder), device="cpu")
+
+
+def test_a_folder_has_no_revision(tiny_folder):
+    with pytest.raises(ModelError, match="is a local folder, so it has no revision 'v2'"):
+        load(str(tiny_folder), revision="v2")
+    with pytest.raises(ModelError, match="animatediff-mini is a local folder"):
+        load("animatediff-mini", revision="v2")
+
+
+def test_two_experts_are_refused_rather_than_half_quantized(wan_folder, tmp_path):
+    folder = Path(shutil.copytree(wan_folder, tmp_path / "experts"))
+    shutil.copytree(folder / "transformer", folder / "transformer_2")
+    edit_json(folder / "model_index.json", lambda v: v.update(transformer_2=v["transformer"]))
+    with pytest.raises(ModelError, match="has two denoisers"):
+        load(str(folder))
