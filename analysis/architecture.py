@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from qvd_core.cost import FLOAT_BITS, SiteCost
+from qvd_core.cost import SiteCost
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class RoleRow:
     Attributes:
         role: as in `Site.role`; layers: how many; parameters: in all of them.
         share: of the model's quantizable parameters, 0 to 1.
-        weight_bits, activation_bits: the distinct widths used, ascending; 16 stands for floating point.
+        weight_bits, activation_bits: the distinct widths used, ascending; None, the last, stands for floating point.
         bytes_before, bytes_after: of weights, biases and scales.
         bops_before, bops_after: of one denoiser call; None before the model has been calibrated.
     """
@@ -24,8 +24,8 @@ class RoleRow:
     layers: int
     parameters: int
     share: float
-    weight_bits: tuple[int, ...]
-    activation_bits: tuple[int, ...]
+    weight_bits: tuple[int | None, ...]
+    activation_bits: tuple[int | None, ...]
     bytes_before: int
     bytes_after: int
     bops_before: int | None
@@ -45,8 +45,8 @@ def by_role(costs: Sequence[SiteCost]) -> list[RoleRow]:
                 layers=len(own),
                 parameters=parameters,
                 share=parameters / everything,
-                weight_bits=tuple(sorted({cost.weight_bits for cost in own})),
-                activation_bits=tuple(sorted({cost.activation_bits for cost in own})),
+                weight_bits=_distinct(cost.weight_bits for cost in own),
+                activation_bits=_distinct(cost.activation_bits for cost in own),
                 bytes_before=sum(cost.bytes_before for cost in own),
                 bytes_after=sum(cost.bytes_after for cost in own),
                 bops_before=_sum_known([cost.bops_before for cost in own]),
@@ -63,8 +63,8 @@ def total(rows: Sequence[RoleRow]) -> RoleRow:
         layers=sum(row.layers for row in rows),
         parameters=sum(row.parameters for row in rows),
         share=sum(row.share for row in rows),
-        weight_bits=tuple(sorted({bits for row in rows for bits in row.weight_bits})),
-        activation_bits=tuple(sorted({bits for row in rows for bits in row.activation_bits})),
+        weight_bits=_distinct(bits for row in rows for bits in row.weight_bits),
+        activation_bits=_distinct(bits for row in rows for bits in row.activation_bits),
         bytes_before=sum(row.bytes_before for row in rows),
         bytes_after=sum(row.bytes_after for row in rows),
         bops_before=_sum_known([row.bops_before for row in rows]),
@@ -80,11 +80,13 @@ def in_words(count: float, unit: str = "") -> str:
     return f"{count:.3g} {unit}".rstrip()
 
 
-def bits_in_words(bits: Sequence[int]) -> str:
-    """The widths a role uses: "4", "4-8", "float" or "4, float"."""
-    narrow = [b for b in bits if b != FLOAT_BITS]
-    words = [f"{narrow[0]}" if len(narrow) == 1 else f"{narrow[0]}–{narrow[-1]}"] if narrow else []
-    return ", ".join(words + ["float"] * (FLOAT_BITS in bits))
+def bits_in_words(bits: Sequence[int | None]) -> str:
+    """The widths a role uses: "4", "4, 8", "float" or "4, float"."""
+    return ", ".join("float" if width is None else str(width) for width in bits)
+
+
+def _distinct(bits: Iterable[int | None]) -> tuple[int | None, ...]:
+    return tuple(sorted(set(bits), key=lambda width: (width is None, width or 0)))
 
 
 def _sum_known(values: Sequence[int | None]) -> int | None:

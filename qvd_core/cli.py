@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from qvd_core import __version__
 from qvd_core.errors import QvdError
 from qvd_core.recipe import RECIPES, Recipe, get_recipe
-from qvd_core.storage import replacing
+from qvd_core.storage import replacing, storage_errors
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -39,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
     print(json.dumps(result, indent=2) if options.json else text)
     return 0
@@ -147,7 +146,7 @@ def _generate(options: argparse.Namespace) -> tuple[Any, str]:
     check_settings(model, settings)
     source: Any = model
     if recipe is not None:
-        source = quantize(model, recipe, _statistics(options, model, recipe, [settings.prompt]))
+        source = quantize(model, recipe, _statistics(options, model, recipe))
     with _progress(settings.steps, "sampling") as bar:
         clip = generate(source, settings, lambda _: _advance(bar))
     write_video(clip.frames, options.out, model.spec.fps)
@@ -162,7 +161,7 @@ def _calibrate(options: argparse.Namespace) -> tuple[Any, str]:
         raise QvdError(f"--count {options.count} is out of range; choose 1 or more.")
     model = _load(options)
     prompts = options.prompt or calibration_prompts(model, options.count)
-    statistics = _run_calibration(model, prompts, options, options.seed)
+    statistics = _run_calibration(model, prompts, options, options.steps, options.seed)
     statistics.save(options.out)
     size = options.out.stat().st_size
     result = {
@@ -178,48 +177,39 @@ def _calibrate(options: argparse.Namespace) -> tuple[Any, str]:
 
 
 def _compare(options: argparse.Namespace) -> tuple[Any, str]:
+    from qvd_core.report import comparison_report, write_comparison
     from qvd_core.sampling import check_settings, generate
     from qvd_core.scores import compare
     from qvd_core.variant import quantize
-    from qvd_core.video import write_video
 
     recipe = _recipe(options.recipe)
     model = _load(options)
     settings = _settings(options, model)
     check_settings(model, settings)
-    variant = quantize(model, recipe, _statistics(options, model, recipe, [settings.prompt]))
+    variant = quantize(model, recipe, _statistics(options, model, recipe))
+    with storage_errors(options.out):  # before the work, not after it
+        options.out.mkdir(parents=True, exist_ok=True)
     with _progress(2 * settings.steps, "sampling both") as bar:
         reference = generate(model, settings, lambda _: _advance(bar))
         quantized = generate(variant, settings, lambda _: _advance(bar))
     scores = compare(reference, quantized)
-    result = {
-        **scores.to_dict(),
-        "seconds": {"reference": round(reference.seconds, 2), "quantized": round(quantized.seconds, 2)},
-        "arithmetic": "simulated: integer codes, computed with in floating point; no speed claim",
-        "recipe": recipe.to_dict(),
-        "settings": asdict(settings),
-        "model": {"name": model.spec.name, "fingerprint": model.fingerprint, "device": str(model.device)},
-        "versions": versions(),
-    }
-    write_video(reference.frames, options.out / "reference.mp4", model.spec.fps)
-    write_video(quantized.frames, options.out / "quantized.mp4", model.spec.fps)
-    _write_json(result, options.out / "scores.json")
+    write_comparison(options.out, variant, reference, quantized, scores)
     psnr = "identical" if scores.psnr_db == float("inf") else f"PSNR {scores.psnr_db:.2f} dB"
     text = f"{recipe.name} against full precision: {psnr}, SSIM {scores.ssim:.4f} (simulated). See {options.out}/"
-    return result, text
+    return comparison_report(variant, reference, quantized, scores), text
 
 
 def _evaluate(options: argparse.Namespace) -> tuple[Any, str]:
     from qvd_core.evaluation import evaluate, summarize
-    from qvd_core.shapeworld.scene import HELD_OUT_SCENES, TRAINING_SCENES, held_out_captions
+    from qvd_core.report import describe, versions
+    from qvd_core.shapeworld.scene import HELD_OUT_SCENES, held_out_captions
 
     recipes = [_recipe(name) for name in options.recipes.split(",") if name]
     if not 1 <= options.clips <= len(HELD_OUT_SCENES):
         raise QvdError(f"--clips {options.clips} is out of range; choose 1 to {len(HELD_OUT_SCENES)}.")
     model = _load(options)
     static = next((r for r in recipes if r.needs_statistics), None)
-    others = [scene.caption for scene in TRAINING_SCENES[:: len(TRAINING_SCENES) // 8]]  # none of those scored
-    statistics = None if static is None else _statistics(options, model, static, others)
+    statistics = None if static is None else _statistics(options, model, static)
     prompts = held_out_captions(options.clips)
     with _progress(options.clips * (1 + len(recipes)), "clips") as bar:
         results = evaluate(
@@ -236,7 +226,7 @@ def _evaluate(options: argparse.Namespace) -> tuple[Any, str]:
         "summary": summary,
         # JSON has no infinity, the PSNR of equal clips.
         "clips": [asdict(r) | {"psnr_db": None if r.psnr_db == float("inf") else r.psnr_db} for r in results],
-        "model": {"name": model.spec.name, "fingerprint": model.fingerprint, "device": str(model.device)},
+        "model": describe(model),
         "versions": versions(),
     }
     if options.out:
@@ -282,12 +272,10 @@ def _settings(options: argparse.Namespace, model: VideoModel) -> Any:
     return default_settings(model, options.prompt, **{name: getattr(options, name) for name in names})
 
 
-def _statistics(
-    options: argparse.Namespace, model: VideoModel, recipe: Recipe, prompts: list[str]
-) -> Statistics | None:
+def _statistics(options: argparse.Namespace, model: VideoModel, recipe: Recipe) -> Statistics | None:
     """Statistics from the given file, or those shipped, or a calibration run now; none if not needed.
 
-    `prompts` are what a model without example prompts is calibrated on.
+    Such a run has the model's own number of steps, as in the app, and the clip size that was asked for.
     """
     from qvd_core.calibration.calibrate import calibration_prompts, embedded_statistics
     from qvd_core.calibration.statistics import Statistics
@@ -300,10 +288,12 @@ def _statistics(
     if shipped is not None:
         return shipped
     print(f"{model.spec.name} ships no statistics; calibrating now", file=sys.stderr)
-    return _run_calibration(model, calibration_prompts(model) or prompts, options, 1000)
+    return _run_calibration(model, calibration_prompts(model), options, None, 1000)
 
 
-def _run_calibration(model: VideoModel, prompts: Sequence[str], options: argparse.Namespace, seed: int) -> Statistics:
+def _run_calibration(
+    model: VideoModel, prompts: Sequence[str], options: argparse.Namespace, steps: int | None, seed: int
+) -> Statistics:
     from qvd_core.calibration.calibrate import calibrate
 
     with _progress(None, "calibrating") as bar:
@@ -313,7 +303,7 @@ def _run_calibration(model: VideoModel, prompts: Sequence[str], options: argpars
             _advance(bar)
 
         size = {name: getattr(options, name, None) for name in ("frames", "height", "width")}
-        return calibrate(model, prompts, steps=options.steps, seed=seed, on_step=step_ended, **size)
+        return calibrate(model, prompts, steps=steps, seed=seed, on_step=step_ended, **size)
 
 
 def _progress(total: int | None, text: str) -> tqdm[Any]:
@@ -324,18 +314,3 @@ def _progress(total: int | None, text: str) -> tqdm[Any]:
 
 def _advance(bar: tqdm[Any]) -> None:
     bar.update()
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    import diffusers
-    import torch
-    import transformers
-
-    return {
-        "qvd_core": __version__,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }

@@ -1,7 +1,8 @@
 """What a recipe costs, computed exactly from shapes and bits: bytes of weights, and bit operations.
 
 Bit operations follow the field's convention, BOPs = sum of MACs x weight bits x activation bits over
-linear layers and convolutions, floating point counting as 16 bits; attention products are not counted.
+linear layers and convolutions of one denoiser call, floating point counting as 16 bits. Attention products
+are not counted, on either side. One scale and zero point per layer input (5 bytes) are not either.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ class SiteCost:
 
     Attributes:
         site: the layer.
-        weight_bits, activation_bits: after; 16 stands for floating point.
+        weight_bits, activation_bits: after; None stands for floating point.
         bytes_before, bytes_after: weights, bias and scales; biases stay in 16 bits.
-        macs: multiply-accumulates of one denoiser call, or None if not known for this model.
+        macs: multiply-accumulates of one denoiser call, or None if the model has not been calibrated.
     """
 
     site: Site
-    weight_bits: int
-    activation_bits: int
+    weight_bits: int | None
+    activation_bits: int | None
     bytes_before: int
     bytes_after: int
     macs: int | None
@@ -43,7 +44,9 @@ class SiteCost:
 
     @property
     def bops_after(self) -> int | None:
-        return None if self.macs is None else self.macs * self.weight_bits * self.activation_bits
+        if self.macs is None:
+            return None
+        return self.macs * (self.weight_bits or FLOAT_BITS) * (self.activation_bits or FLOAT_BITS)
 
 
 def site_costs(sites: tuple[Site, ...], recipe: Recipe, macs: Mapping[str, int] | None) -> list[SiteCost]:
@@ -67,8 +70,8 @@ def site_costs(sites: tuple[Site, ...], recipe: Recipe, macs: Mapping[str, int] 
         costs.append(
             SiteCost(
                 site=site,
-                weight_bits=FLOAT_BITS if weights is None else weights.bits,
-                activation_bits=FLOAT_BITS if activations is None else activations.bits,
+                weight_bits=None if weights is None else weights.bits,
+                activation_bits=None if activations is None else activations.bits,
                 bytes_before=before,
                 bytes_after=after,
                 macs=None if macs is None else macs.get(site.name, 0),

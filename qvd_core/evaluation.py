@@ -62,6 +62,10 @@ def evaluate(
     """
     if not prompts:
         raise QvdError("Evaluation needs at least one prompt.")
+    names = [REFERENCE, *(recipe.name for recipe in recipes)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise QvdError(f"Results are kept by name, and {', '.join(twice)} occurs twice; rename one recipe.")
     variants = [quantize(model, recipe, statistics) for recipe in recipes]
     results: list[ClipResult] = []
 
@@ -80,11 +84,15 @@ def evaluate(
 
 
 def summarize(results: Sequence[ClipResult]) -> list[dict[str, Any]]:
-    """One row per recipe: clips, mean and standard error of PSNR and SSIM, share of right caption attributes."""
+    """One row per recipe: clips, mean and standard error of fidelity, share of right caption attributes.
+
+    Clips identical to their reference have an infinite PSNR; they are counted and left out of its mean.
+    """
     rows: list[dict[str, Any]] = []
     for recipe in dict.fromkeys(r.recipe for r in results):
         own = [r for r in results if r.recipe == recipe]
-        row: dict[str, Any] = {"recipe": recipe, "clips": len(own)}
+        identical = sum(r.psnr_db == float("inf") for r in own)
+        row: dict[str, Any] = {"recipe": recipe, "clips": len(own), "identical": identical}
         for measure in ("psnr_db", "ssim", "final_latent_error"):
             values = [v for r in own if (v := getattr(r, measure)) is not None and v != float("inf")]
             row[measure] = round(mathematics.fmean(values), 4) if values else None

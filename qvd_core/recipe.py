@@ -139,12 +139,15 @@ class Recipe:
             unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
             if unknown:
                 raise TypeError(f"unknown field {', '.join(unknown)}")
-            return cls(
+            recipe = cls(
                 name=str(values["name"]),
                 weights=None if weights is None else WeightFormat(**weights),
                 activations=None if activations is None else ActivationFormat(**activations),
                 overrides=tuple(Override(**o) for o in values.get("overrides", ())),
             )
+            if RECIPES.get(recipe.name, recipe) != recipe:
+                raise TypeError(f"{recipe.name!r} is the name of another recipe")
+            return recipe
         except (KeyError, TypeError, AttributeError) as error:
             raise RecipeError(f"Not a recipe: {error}. Compare with Recipe.to_dict().") from error
 

@@ -7,6 +7,7 @@ networks, so runs side by side cannot disturb each other.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import time
 from collections.abc import Callable
@@ -208,16 +209,20 @@ def check_settings(model: VideoModel, settings: Settings) -> None:
             )
     if not 0 <= settings.guidance_scale <= 100:
         raise GenerationError(f"guidance_scale = {settings.guidance_scale} is out of range; choose 0 to 100.")
+    for what in ("prompt", "negative_prompt"):
+        text = getattr(settings, what)
+        if not fits_tokenizer(model, text):
+            tokenizer = model.pipeline.tokenizer
+            raise GenerationError(
+                f"The {what.replace('_', ' ')} has {len(tokenizer(text).input_ids)} tokens, but {model.spec.name}"
+                f" reads {tokenizer.model_max_length}; shorten it (it would be cut off silently otherwise)."
+            )
+
+
+def fits_tokenizer(model: VideoModel, text: str) -> bool:
+    """Whether the model reads all of `text`, rather than cutting it off."""
     tokenizer = getattr(model.pipeline, "tokenizer", None)
-    if tokenizer is not None:
-        limit = tokenizer.model_max_length
-        for what in ("prompt", "negative_prompt"):
-            length = len(tokenizer(getattr(settings, what)).input_ids)
-            if length > limit:
-                raise GenerationError(
-                    f"The {what.replace('_', ' ')} has {length} tokens, but {model.spec.name} reads {limit};"
-                    " shorten it (it would be cut off silently otherwise)."
-                )
+    return tokenizer is None or len(tokenizer(text).input_ids) <= tokenizer.model_max_length
 
 
 def _check_whole(what: str, value: Any, low: int, high: int) -> None:
@@ -261,6 +266,7 @@ class _CleanEstimate:
         self.latest: Tensor | None = None
         step = scheduler.step
 
+        @functools.wraps(step)  # pipelines look at its signature to see whether it takes the generator
         def remembering(*args: Any, **kwargs: Any) -> Any:
             output = step(*args, **kwargs)
             self.latest = getattr(output, "pred_original_sample", None)

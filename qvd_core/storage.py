@@ -32,7 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the operating system refuses; the message says why and what to do.
     """
-    try:
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".partial-", suffix=path.suffix)
         os.close(handle)
@@ -43,6 +43,13 @@ def replacing(path: Path) -> Iterator[Path]:
             scratch.replace(path)
         finally:
             scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals while writing `path` into `StorageError`, with reason and advice."""
+    try:
+        yield
     except OSError as error:
         raise StorageError(f"Cannot write {path}: {_REASONS.get(error.errno or 0, str(error))}.") from error
 

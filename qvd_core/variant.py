@@ -18,7 +18,7 @@ from qvd_core.errors import CalibrationError, RecipeError, memory_errors
 from qvd_core.layers.quantized import DynamicPerToken, QuantizedLayer, StaticPerTensor
 from qvd_core.models.loader import VideoModel
 from qvd_core.models.sites import Site
-from qvd_core.recipe import ActivationFormat, Recipe, WeightFormat
+from qvd_core.recipe import ActivationFormat, Recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +87,6 @@ def check_overrides(model: VideoModel, recipe: Recipe) -> None:
             raise RecipeError(
                 f"No site of {model.spec.name} matches {override.sites!r}; use a module path or a role: {roles}."
             )
-
-
-def site_formats(model: VideoModel, recipe: Recipe) -> list[tuple[Site, WeightFormat | None, ActivationFormat | None]]:
-    """Every site of `model` with what `recipe` does there."""
-    return [(site, *recipe.formats(site.name, site.role)) for site in model.sites]
 
 
 def _input_quantizer(

@@ -140,3 +140,9 @@ def test_summary_of_one_clip_has_no_standard_error_and_no_readings():
 
 def test_summary_of_nothing():
     assert summarize([]) == []
+
+
+def test_two_recipes_of_one_name_are_refused(large):
+    recipe = get_recipe("dynamic-w8a8")
+    with pytest.raises(QvdError, match="dynamic-w8a8 occurs twice"):
+        evaluate(large, [recipe, recipe], [CAPTION])

@@ -23,8 +23,6 @@ CUSTOM = [
         ActivationFormat(8),
         (Override("temporal_attention", 8, None), Override("up_blocks.*", None, 16), Override("conv_in", None, None)),
     ),
-    # Carries a known name but is not that recipe, so a link must hold all of it.
-    Recipe("minmax-w8a8", WeightFormat(4), None),
 ]
 every_recipe = pytest.mark.parametrize("recipe", [*RECIPES.values(), *CUSTOM], ids=lambda r: r.name)
 
@@ -229,3 +227,10 @@ def test_named_recipes_are_what_their_names_say():
         assert (recipe.weights.bits, recipe.activations.bits) == (weight_bits, activation_bits)
         assert recipe.weights.symmetric
         assert recipe.needs_statistics is (method != "dynamic")
+
+
+def test_a_known_name_cannot_stand_for_another_recipe():
+    """Results are labelled by name, so a link must not pass something else off as a named recipe."""
+    values = Recipe("minmax-w8a8", WeightFormat(4), None).to_dict()
+    with pytest.raises(RecipeError, match="'minmax-w8a8' is the name of another recipe"):
+        Recipe.from_dict(values)

@@ -12,6 +12,7 @@ import torch
 
 from qvd_core.calibration.calibrate import calibrate
 from qvd_core.errors import Cancelled, GenerationError, OutOfMemory
+from qvd_core.models.loader import VideoModel
 from qvd_core.recipe import Recipe, get_recipe
 from qvd_core.sampling import check_settings, default_settings, generate
 from qvd_core.variant import Variant, quantize, share_structure
@@ -270,3 +271,14 @@ def test_a_causal_decoder_needs_one_frame_more_than_whole_groups(wan):
     assert (default_settings(wan, "a red circle").frames - 1) % wan.pipeline.vae_scale_factor_temporal == 0
     with pytest.raises(GenerationError, match="frames = 6 must be one more than a multiple of 4; try 5"):
         check_settings(wan, replace(default_settings(wan, "a red circle"), frames=6))
+
+
+def test_schedulers_that_draw_noise_draw_it_from_the_seed(model):
+    """Pipelines hand the generator to a scheduler only if its step is seen to take one."""
+    from diffusers import LCMScheduler
+
+    scheduler = LCMScheduler.from_config(model.pipeline.scheduler.config)
+    pipeline = type(model.pipeline)(**{**model.pipeline.components, "scheduler": scheduler})
+    stochastic = VideoModel(model.spec, pipeline, model.denoiser_name, model.device)
+    settings = default_settings(stochastic, "a red circle", steps=4, seed=3)
+    assert_same_clip(generate(stochastic, settings), generate(stochastic, settings))

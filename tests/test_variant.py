@@ -13,7 +13,7 @@ from qvd_core.errors import CalibrationError, RecipeError
 from qvd_core.layers.quantized import DynamicPerToken, QuantizedLayer, StaticPerTensor
 from qvd_core.recipe import RECIPES, ActivationFormat, Override, Recipe, WeightFormat, get_recipe
 from qvd_core.sampling import default_settings, generate
-from qvd_core.variant import quantize, share_structure, site_formats
+from qvd_core.variant import quantize, share_structure
 from tests.closeness import assert_same_clip, differs
 
 DYNAMIC = ActivationFormat(8, "dynamic_per_token")
@@ -28,7 +28,7 @@ def test_unquantized_tensors_are_shared_and_others_are_not(model, statistics):
     recipe = get_recipe("minmax-w4a8").override("temporal_attention", None, None)
     variant = quantize(model, recipe, statistics)
     own = tensors(variant.denoiser)
-    quantized = {f"{s.name}.weight" for s, weights, _ in site_formats(model, recipe) if weights is not None}
+    quantized = {f"{s.name}.weight" for s in model.sites if recipe.formats(s.name, s.role)[0] is not None}
     assert 0 < len(quantized) < len(model.sites)
     for name, original in tensors(model.denoiser).items():
         shared = own[name].data_ptr() == original.data_ptr()

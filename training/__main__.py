@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from qvd_core.storage import replacing
 from training.run import Workers
 
 STAGES = ("latents", "autoencoder", "images", "clips", "export")
@@ -43,6 +44,7 @@ def main() -> None:
     for stage in STAGES:
         if stage in arguments.stages:
             _run(stage, arguments, workers)
+            workers.wait()
     workers.finish()
 
 
@@ -52,12 +54,15 @@ def _run(stage: str, arguments: argparse.Namespace, workers: Workers) -> None:
         from training.data import batch_generator, draw_images
         from training.latents import PatchBasis
 
+        # Never twice: signs of principal components may differ elsewhere, and what is trained depends on them.
+        if not workers.leads or (work / "basis.pt").exists():
+            return
         pictures, _ = draw_images(2048, batch_generator(seed, 0, 0, torch.device("cpu")))
         basis = PatchBasis.fit(pictures)
-        if workers.leads:
-            torch.save(asdict(basis), work / "basis.pt")
-            error = (basis.decode(basis.encode(pictures)) - pictures).square().mean()
-            print(f"latents: linear reconstruction {-10 * error.log10():.1f} dB")
+        with replacing(work / "basis.pt") as scratch:
+            torch.save(asdict(basis), scratch)
+        error = (basis.decode(basis.encode(pictures)) - pictures).square().mean()
+        print(f"latents: linear reconstruction {-10 * error.log10():.1f} dB")
     elif stage == "autoencoder":
         from training.autoencoder import train_autoencoder
 

@@ -46,6 +46,11 @@ class Workers:
             return module
         return DistributedDataParallel(module, find_unused_parameters=partly_used)
 
+    def wait(self) -> None:
+        """Return once every worker has come here."""
+        if self.count > 1:
+            dist.barrier()
+
     def finish(self) -> None:
         if self.count > 1:
             dist.destroy_process_group()

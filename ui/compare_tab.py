@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -18,9 +13,11 @@ from qvd_core.cost import site_costs
 from qvd_core.errors import Cancelled, QvdError
 from qvd_core.models.catalog import CATALOG
 from qvd_core.recipe import RECIPES, Recipe
+from qvd_core.shapeworld.words import describe_words
 from ui import panels
 from ui.comparator import comparator, comparison_payload, preview_payload
 from ui.comparison_run import Progress, Request, Result, run_comparison
+from ui.downloads import Downloads
 from ui.errors import shown
 from ui.registry import Registry
 from ui.running import Runs
@@ -28,29 +25,17 @@ from ui.running import Runs
 DEFAULT = CATALOG["animatediff-mini"]
 
 
-class Downloads:
-    """Files a session may download, in a folder of its own that goes with the session."""
-
-    def __init__(self) -> None:
-        self._folders: dict[str, Path] = {}
-
-    def folder(self, session: str) -> Path:
-        if session not in self._folders:
-            self._folders[session] = Path(tempfile.mkdtemp(prefix="qvd-studio-"))
-        return self._folders[session]
-
-    def forget(self, session: str) -> None:
-        folder = self._folders.pop(session, None)
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 def compare_tab(registry: Registry, runs: Runs, downloads: Downloads, model_name: gr.State, recipe: gr.State) -> None:
     """Build the tab; it compares the present model under the present recipe."""
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
             prompt = gr.Textbox(
-                DEFAULT.example_prompts[0], label="Prompt", lines=2, max_lines=4, elem_id="compare-prompt"
+                DEFAULT.example_prompts[0],
+                label="Prompt",
+                info=describe_words(),
+                lines=2,
+                max_lines=4,
+                elem_id="compare-prompt",
             )
             examples = gr.Dropdown(
                 list(DEFAULT.example_prompts), value=None, label="or take an example", elem_id="compare-examples"
@@ -67,7 +52,7 @@ def compare_tab(registry: Registry, runs: Runs, downloads: Downloads, model_name
     panel = comparator(elem_id="compare-panel")
     scores = gr.HTML(elem_id="compare-scores", elem_classes="qvd-flush")
     with gr.Row(visible=False) as files:
-        downloads_shown = [
+        links = [
             gr.DownloadButton("Full precision (mp4)", size="sm"),
             gr.DownloadButton("Quantized (mp4)", size="sm"),
             gr.DownloadButton("Scores (json)", size="sm"),
@@ -76,68 +61,101 @@ def compare_tab(registry: Registry, runs: Runs, downloads: Downloads, model_name
         snippet = gr.Code(language="python", show_label=False, elem_id="compare-snippet")
 
     inputs: list[Any] = [model_name, recipe, prompt, seed, steps, guidance]
-    outputs = [panel, status, scores, start, stop, files, *downloads_shown]
-    nothing_to_download = [gr.skip()] * 4
+    wanted = gr.State(None)  # the request as it was when the button was pressed
+    last = gr.State(None)  # what the panel showed before this run, to return to
+    busy = [gr.update(interactive=False), gr.update(interactive=True)]
+    idle = [gr.update(interactive=True), gr.update(interactive=False)]
 
-    @shown
-    def run(
+    def press(
         name: str,
         current: Recipe,
         text: str,
         number: float | None,
-        step_count: float,
+        count: float,
         scale: float,
         request: gr.Request,
-    ) -> Iterator[list[Any]]:
+    ) -> list[Any]:
+        runs.expect(str(request.session_hash))
+        asked = Request(name, current, text, int(number or 0), int(count), float(scale))
+        return [asked, panels.progress_bar("Waiting: the server runs one comparison at a time.", 0), *busy]
+
+    @shown
+    def run(asked: Request, before: dict[str, Any] | None, request: gr.Request) -> Iterator[dict[Any, Any]]:
         session = str(request.session_hash)
-        wanted = Request(name, current, text, int(number or 0), int(step_count), float(scale))
 
         def job(report: Callable[[Progress], None]) -> Result:
-            return run_comparison(registry, wanted, report)
+            return run_comparison(registry, asked, report)
 
-        busy = [gr.update(interactive=False), gr.update(interactive=True)]
-        idle = [gr.update(interactive=True), gr.update(interactive=False)]
-        yield [gr.skip(), panels.progress_bar("Getting ready…", 0), gr.skip(), *busy, *nothing_to_download]
         try:
             for update in runs.stream(session, job):
-                if isinstance(update, Progress):
-                    picture = gr.skip() if update.picture is None else preview_payload(update.picture, update.text)
-                    bar = panels.progress_bar(update.text, update.share)
-                    yield [picture, bar, gr.skip(), gr.skip(), gr.skip(), *nothing_to_download]
+                if isinstance(update, Result):
+                    yield from _finish(update)
+                    folder = downloads.folder(session)
+                    if folder is not None:
+                        yield _offer(update, folder)
                 else:
-                    written = _write_files(downloads.folder(session), update)
-                    cards, timing = _score_cards(update), panels.note(_timing(update))
-                    yield [_payload(update), timing, cards, *idle, gr.update(visible=True), *written]
-        except QvdError as error:
-            # The page must be usable again before the message is shown.
-            text = "Cancelled; nothing was kept." if isinstance(error, Cancelled) else str(error)
-            yield [preview_payload(None, text), panels.note(text), gr.skip(), *idle, *nothing_to_download]
-            if not isinstance(error, Cancelled):
+                    seen: dict[Any, Any] = {status: panels.progress_bar(update.text, update.share)}
+                    if update.picture is not None:
+                        seen[panel] = preview_payload(update.picture, update.text)
+                    yield seen
+        except Exception as error:
+            # The page must be usable again, and show what it showed, before any message.
+            text = "Cancelled." if isinstance(error, Cancelled) else "The run failed; the message says why."
+            yield {panel: before, status: panels.note(text), start: idle[0], stop: idle[1]}
+            if isinstance(error, Cancelled):
+                return
+            if isinstance(error, QvdError):
                 raise
+            raise QvdError(f"Unexpected {type(error).__name__}: {error}") from error
+
+    def _finish(result: Result) -> Iterator[dict[Any, Any]]:
+        payload = _payload(result)
+        yield {
+            panel: payload,
+            last: payload,
+            status: panels.note(_timing(result)),
+            scores: panels.note(_caption(result)) + _score_cards(result),
+            files: gr.update(visible=False),
+            start: idle[0],
+            stop: idle[1],
+        }
+
+    def _offer(result: Result, folder: Any) -> dict[Any, Any]:
+        from qvd_core.report import write_comparison
+
+        written = write_comparison(folder, result.variant, result.reference, result.quantized, result.scores)
+        return {files: gr.update(visible=True), **dict(zip(links, map(str, written), strict=True))}
 
     def cancel(request: gr.Request) -> None:
         runs.cancel(str(request.session_hash))
 
-    start.click(
+    def follow_model(name: str) -> list[Any]:
+        model = registry.loaded(name)
+        if model is None or model.spec.name == DEFAULT.name:
+            spec, info = DEFAULT, describe_words()
+        else:
+            spec, info = model.spec, ""
+        return [
+            gr.update(choices=list(spec.example_prompts), value=None),
+            gr.update(value=spec.steps),
+            gr.update(value=spec.guidance_scale),
+            gr.update(info=info),
+        ]
+
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    start.click(press, inputs, [wanted, status, start, stop], queue=False, **quiet).then(
         run,
-        inputs,
-        outputs,
+        [wanted, last],
+        [panel, last, status, scores, start, stop, files, *links],
         concurrency_id="model",
         concurrency_limit=1,
-        show_progress="hidden",
-        api_visibility="private",
+        **quiet,
     )
     stop.click(cancel, queue=False, api_visibility="private")
     examples.input(lambda chosen: chosen or gr.skip(), examples, prompt, queue=False, api_visibility="private")
-    gr.on(
-        [component.change for component in inputs],
-        _snippet,
-        inputs,
-        snippet,
-        show_progress="hidden",
-        trigger_mode="always_last",
-        api_visibility="private",
-    )
+    model_name.change(follow_model, model_name, [examples, steps, guidance, prompt], **quiet)
+    changes = [component.change for component in inputs]
+    gr.on(changes, _snippet, inputs, snippet, trigger_mode="always_last", **quiet)
 
 
 def _payload(result: Result) -> dict[str, Any]:
@@ -146,23 +164,35 @@ def _payload(result: Result) -> dict[str, Any]:
     return comparison_payload(
         to_uint8(result.reference.frames),
         to_uint8(result.quantized.frames),
-        fps=result.model.spec.fps,
-        labels=("Full precision", f"Quantized · {result.recipe.name}"),
+        fps=result.variant.model.spec.fps,
+        labels=("Full precision", f"Quantized · {result.variant.recipe.name}"),
         psnr_by_frame=result.scores.psnr_by_frame,
         ssim_by_frame=result.scores.ssim_by_frame,
     )
 
 
+def _caption(result: Result) -> str:
+    """What the figures below belong to."""
+    model, settings = result.variant.model, result.reference.settings
+    return (
+        f"{model.spec.name} · {result.variant.recipe.name} · “{settings.prompt}” · seed {settings.seed} ·"
+        f" {settings.steps} steps · guidance {settings.guidance_scale:g}"
+    )
+
+
 def _score_cards(result: Result) -> str:
-    scores = result.scores
+    scores, variant = result.scores, result.variant
     equal = math.isinf(scores.psnr_db)
-    last = scores.latent_error[-1]
-    size = total(by_role(site_costs(result.model.sites, result.recipe, None)))
+    size = total(by_role(site_costs(variant.model.sites, variant.recipe, None)))
     return panels.cards(
         [
             ("PSNR", "identical" if equal else f"{scores.psnr_db:.1f} dB", "of the whole clip; higher is closer"),
             ("SSIM", f"{scores.ssim:.4f}", "mean over frames; 1 is identical"),
-            ("Latent error", f"{last:.1%}", f"of the latents' size after {len(scores.latent_error)} steps"),
+            (
+                "Latent error",
+                f"{scores.latent_error[-1]:.1%}",
+                f"of the latents' size after {len(scores.latent_error)} steps; {scores.latent_error[0]:.1%} after one",
+            ),
             (
                 "Weights, computed",
                 in_words(size.bytes_after, "B"),
@@ -181,36 +211,16 @@ def _timing(result: Result) -> str:
     )
 
 
-def _write_files(folder: Path, result: Result) -> list[str]:
-    """The two clips and their scores as files; replaces those of the session's previous run."""
-    from qvd_core.storage import replacing
-    from qvd_core.video import write_video
-
-    paths = [folder / name for name in ("reference.mp4", "quantized.mp4", "scores.json")]
-    write_video(result.reference.frames, paths[0], result.model.spec.fps)
-    write_video(result.quantized.frames, paths[1], result.model.spec.fps)
-    values = {
-        **result.scores.to_dict(),
-        "recipe": result.recipe.to_dict(),
-        "settings": asdict(result.reference.settings),
-        "model": result.model.spec.name,
-        "arithmetic": "simulated",
-    }
-    with replacing(paths[2]) as scratch:
-        scratch.write_text(json.dumps(values, indent=2) + "\n")
-    return [str(path) for path in paths]
-
-
 def _snippet(name: str, recipe: Recipe, prompt: str, seed: float | None, steps: float, scale: float) -> str:
     """Python that does what the Generate button does."""
     known = RECIPES.get(recipe.name) == recipe
     make = f"get_recipe({recipe.name!r})" if known else f"Recipe.from_dict({recipe.to_dict()!r})"
+    statistics = "embedded_statistics(model) or calibrate(model, calibration_prompts(model))"
     return f"""from qvd_core import *
 
 model = load({name!r})
 recipe = {make}
-statistics = embedded_statistics(model) or calibrate(model, calibration_prompts(model))
-variant = quantize(model, recipe, statistics)
+variant = quantize(model, recipe, {statistics if recipe.needs_statistics else "None"})
 settings = default_settings(
     model, {prompt!r},
     seed={int(seed or 0)}, steps={int(steps)}, guidance_scale={float(scale)},

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qvd_core.models.loader import VideoModel
     from qvd_core.sampling import Clip, StepInfo
     from qvd_core.scores import Scores
+    from qvd_core.variant import Variant
 
 PREVIEW_FRAMES = 4
 SECONDS_BETWEEN_PREVIEWS = 0.4
@@ -30,8 +31,8 @@ class Request:
     recipe: Recipe
     prompt: str
     seed: int
-    steps: int
-    guidance_scale: float
+    steps: int | None
+    guidance_scale: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +48,7 @@ class Progress:
 class Result:
     """The two clips with their scores; `reused` says that the reference came from an earlier run."""
 
-    model: VideoModel
-    recipe: Recipe
+    variant: Variant
     reference: Clip
     quantized: Clip
     scores: Scores
@@ -76,7 +76,7 @@ def run_comparison(registry: Registry, request: Request, report: Report) -> Resu
     )
     check_settings(model, settings)
     if request.recipe.needs_statistics and registry.statistics(model) is None:
-        _calibrate(registry, model, request, report)
+        _calibrate(registry, model, report)
     report(Progress(f"Quantizing by {request.recipe.name}…", 0))
     variant = registry.variant(model, request.recipe)
 
@@ -87,14 +87,14 @@ def run_comparison(registry: Registry, request: Request, report: Report) -> Resu
         reference = generate(model, settings, _watch("Full precision", 0, rounds, report))
         registry.keep_reference(model, reference)
     quantized = generate(variant, settings, _watch(f"Quantized, {request.recipe.name}", rounds - 1, rounds, report))
-    return Result(model, request.recipe, reference, quantized, compare(reference, quantized), reused)
+    return Result(variant, reference, quantized, compare(reference, quantized), reused)
 
 
-def _calibrate(registry: Registry, model: VideoModel, request: Request, report: Report) -> None:
+def _calibrate(registry: Registry, model: VideoModel, report: Report) -> None:
     """Calibrate a model that ships no statistics, once for all visitors."""
     from qvd_core.calibration.calibrate import calibrate, calibration_prompts
 
-    prompts = calibration_prompts(model) or [request.prompt]
+    prompts = calibration_prompts(model)
 
     def step_ended(number: int, count: int, info: StepInfo) -> None:
         done = number * info.total + info.index + 1

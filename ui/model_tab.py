@@ -14,29 +14,33 @@ from ui.registry import Registry
 LAYER_COLUMNS = ["Layer", "Role", "Kind", "In", "Out", "Parameters", "Weight bits", "Input bits", "KB fp16", "KB after"]
 
 
-def model_tab(registry: Registry, model_name: gr.State, recipe: gr.State) -> None:
-    """Build the tab; it follows both states."""
+def model_tab(registry: Registry, model_name: gr.State, recipe: gr.State, tab: gr.Tab) -> None:
+    """Build the tab inside `tab`; it follows both states, and looks for new statistics whenever it is opened."""
     cards = gr.HTML(panels.note("Loading the model…"), elem_id="model-cards", elem_classes="qvd-flush")
     table = gr.HTML(elem_id="model-roles", elem_classes="qvd-flush")
     gr.Markdown(
         "Sizes and bit operations are **computed** from shapes and bit widths (scales and biases counted, fp16 as"
-        " 16 bits); nothing here is a measured speed. Attention products, norms and the text encoder and VAE"
-        " stay in floating point.",
+        " 16 bits); nothing here is a measured speed. Counted are linear layers and convolutions. Attention products,"
+        " norms, the text encoder and the VAE stay in floating point and are left out on both sides.",
         elem_classes="qvd-note",
     )
     with gr.Accordion("Every layer", open=False):
         layers = gr.Dataframe(headers=LAYER_COLUMNS, interactive=False, max_height=480, show_label=False)
 
     @shown
-    def update(name: str, current: Recipe) -> tuple[str, str, list[list[object]]]:
+    def update(name: str, current: Recipe) -> tuple[object, object, object]:
+        if not name:  # the page is still opening
+            return gr.skip(), gr.skip(), gr.skip()
         model = registry.model(name)
         statistics = registry.statistics(model)
         costs = site_costs(model.sites, current, None if statistics is None else statistics.macs)
         table_html = panels.role_table(by_role(costs))
+        if not model.mapped:
+            table_html += panels.note("The roles of this family are not known, so its layers have the generic ones.")
         return panels.size_cards(costs, model.spec.name), table_html, [_layer(c) for c in costs]
 
     gr.on(
-        [model_name.change, recipe.change],
+        [model_name.change, recipe.change, tab.select],
         update,
         [model_name, recipe],
         [cards, table, layers],
@@ -55,8 +59,8 @@ def _layer(cost: SiteCost) -> list[object]:
         site.in_channels,
         site.out_channels,
         site.parameters,
-        cost.weight_bits,
-        cost.activation_bits,
+        cost.weight_bits or "float",
+        cost.activation_bits or "float",
         round(cost.bytes_before / 1e3, 2),
         round(cost.bytes_after / 1e3, 2),
     ]

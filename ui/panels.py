@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from analysis.architecture import RoleRow, bits_in_words, by_role, in_words, total
-from qvd_core.cost import FLOAT_BITS, SiteCost
+from qvd_core.cost import SiteCost
 
 
 def cards(items: Sequence[tuple[str, str, str]]) -> str:
@@ -38,10 +38,10 @@ def size_cards(costs: Sequence[SiteCost], model: str) -> str:
     """What a recipe makes of a model, in four figures; all computed, none measured."""
     whole = total(by_role(costs))
     bops = whole.bops_after
-    quantized = sum(cost.weight_bits != FLOAT_BITS for cost in costs)
+    quantized = sum(cost.weight_bits is not None for cost in costs)
     return cards(
         [
-            ("Denoiser", in_words(whole.parameters), f"parameters in {whole.layers} layers of {model}"),
+            ("Quantizable", in_words(whole.parameters), f"parameters in {whole.layers} layers of {model}"),
             (
                 "Weights",
                 in_words(whole.bytes_after, "B"),
@@ -50,9 +50,9 @@ def size_cards(costs: Sequence[SiteCost], model: str) -> str:
             (
                 "Bit operations",
                 "unknown" if bops is None else in_words(bops),
-                "calibrate to count them"
+                "counted when a comparison calibrates"
                 if bops is None
-                else f"per step; {(whole.bops_before or 0) / max(bops, 1):.1f}× fewer than fp16",
+                else f"per denoiser call; {(whole.bops_before or 0) / max(bops, 1):.1f}× fewer than fp16",
             ),
             ("Integer weights", f"{quantized} of {len(costs)}", "layers; the others stay in floating point"),
         ]
@@ -89,6 +89,6 @@ def _role_line(row: RoleRow, widest: float | None) -> str:
     return f"<tr{kind}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
-def _bits(bits: tuple[int, ...]) -> str:
+def _bits(bits: tuple[int | None, ...]) -> str:
     text = bits_in_words(bits)
-    return f'<span class="float">{text}</span>' if bits == (FLOAT_BITS,) else text
+    return f'<span class="float">{text}</span>' if bits == (None,) else text

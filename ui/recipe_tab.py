@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from qvd_core.errors import RecipeError
 from qvd_core.recipe import RECIPES, ActivationFormat, Override, Recipe, WeightFormat
 from ui import panels
 from ui.errors import shown
@@ -29,9 +30,10 @@ def recipe_tab(registry: Registry, model_name: gr.State, recipe: gr.State) -> No
             inputs_on = gr.Checkbox(True, label="Quantize inputs")
             input_bits = gr.Slider(3, 16, 8, step=1, label="Input bits", elem_id="input-bits")
             input_range = gr.Radio([STATIC, DYNAMIC], value=STATIC, label="Range")
+            input_grid = gr.Radio([SYMMETRIC, AFFINE], value=AFFINE, label="Input grid")
     gr.Markdown(
-        "#### Exceptions\nName a role, a layer, or a pattern such as `up_blocks.2.*`. Where several match, the last"
-        " decides; floating point comes last."
+        "#### Exceptions\nName a role, a layer, or a pattern such as `up_blocks.2.*`. Where several match, the one"
+        " added last decides."
     )
     with gr.Row(equal_height=True):
         where = gr.Dropdown([], label="Give other bits to", allow_custom_value=True, scale=3, min_width=220)
@@ -44,11 +46,14 @@ def recipe_tab(registry: Registry, model_name: gr.State, recipe: gr.State) -> No
     listing = gr.HTML(elem_id="recipe-exceptions", elem_classes="qvd-flush")
     clear = gr.Button("Remove all exceptions", size="sm")
 
-    controls: list[Any] = [weights_on, weight_bits, weight_grid, inputs_on, input_bits, input_range, exempt]
+    controls: list[Any] = [weights_on, weight_bits, weight_grid, inputs_on, input_bits, input_range, input_grid, exempt]
 
-    @shown
-    def compose(name: str, current: Recipe, *values: Any) -> Recipe:
-        return _checked(registry, name, _compose(current, *values))
+    def compose(name: str, current: Recipe, *values: Any) -> list[Any]:
+        try:
+            return [_checked(registry, name, _compose(current, *values)), gr.skip()]
+        except RecipeError as error:  # the list of exemptions must not keep what the recipe does not have
+            gr.Warning(escape(str(error), quote=False), duration=None)
+            return [gr.skip(), [o.sites for o in current.overrides if _is_exemption(o)]]
 
     @shown
     def follow(current: Recipe) -> list[Any]:
@@ -74,7 +79,7 @@ def recipe_tab(registry: Registry, model_name: gr.State, recipe: gr.State) -> No
     # Only what a person does: .change would also fire while the controls follow a new recipe one by one, and
     # compose a mixture of the two. A slider's .release catches its reset arrow and typed numbers.
     by_hand = [control.input for control in controls] + [weight_bits.release, input_bits.release]
-    gr.on(by_hand, compose, [model_name, recipe, *controls], recipe, **quiet)
+    gr.on(by_hand, compose, [model_name, recipe, *controls], [recipe, exempt], **quiet)
     recipe.change(follow, recipe, [*controls, listing], **quiet)
     model_name.change(choices, model_name, [where, exempt], **quiet)
     add.click(add_exception, [model_name, recipe, where, their_weight_bits, their_input_bits], recipe, **quiet)
@@ -89,15 +94,19 @@ def _compose(
     inputs_on: bool,
     input_bits: int,
     input_range: str,
+    input_grid: str,
     exempt: list[str] | None,
 ) -> Recipe:
-    """The recipe the controls describe; exceptions with bits of their own come from the current one."""
+    """The recipe the controls describe; exceptions stay in the order of the current one, new ones come last."""
     weights = WeightFormat(int(weight_bits), weight_grid == SYMMETRIC) if weights_on else None
     how = "static_per_tensor" if input_range == STATIC else "dynamic_per_token"
-    activations = ActivationFormat(int(input_bits), how) if inputs_on else None  # type: ignore[arg-type]
-    with_bits = tuple(o for o in current.overrides if not _is_exemption(o))
-    exemptions = tuple(Override(sites, None, None) for sites in exempt or ())
-    return _named(Recipe("", weights, activations, with_bits + exemptions))
+    grid = input_grid == SYMMETRIC
+    activations = ActivationFormat(int(input_bits), how, grid) if inputs_on else None  # type: ignore[arg-type]
+    chosen = list(exempt or ())
+    kept = [o for o in current.overrides if not _is_exemption(o) or o.sites in chosen]
+    known = {o.sites for o in kept if _is_exemption(o)}
+    added = [Override(sites, None, None) for sites in chosen if sites not in known]
+    return _named(Recipe("", weights, activations, (*kept, *added)))
 
 
 def _named(recipe: Recipe) -> Recipe:
@@ -111,7 +120,8 @@ def _named(recipe: Recipe) -> Recipe:
             return known
     w = f"w{recipe.weights.bits}" if recipe.weights else "w-float"
     a = f"a{recipe.activations.bits}" if recipe.activations else "a-float"
-    return Recipe(f"custom-{w}{a}", recipe.weights, recipe.activations, recipe.overrides)
+    exceptions = f"+{len(recipe.overrides)}" if recipe.overrides else ""
+    return Recipe(f"custom-{w}{a}{exceptions}", recipe.weights, recipe.activations, recipe.overrides)
 
 
 def _without_exceptions(recipe: Recipe) -> Recipe:
@@ -139,6 +149,7 @@ def _control_values(recipe: Recipe) -> list[Any]:
         activations is not None,
         keep if activations is None else activations.bits,
         keep if activations is None else STATIC if activations.range == "static_per_tensor" else DYNAMIC,
+        keep if activations is None else SYMMETRIC if activations.symmetric else AFFINE,
         [o.sites for o in recipe.overrides if _is_exemption(o)],
     ]
 

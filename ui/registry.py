@@ -1,7 +1,7 @@
 """What the server keeps between requests: loaded models, their statistics, recent variants and references.
 
-Everything here is shared by all visitors and looked up by value (model name, recipe, settings), so what
-one visitor gets does not depend on what another does. Sessions hold only names and recipes.
+Everything here is shared by all visitors and looked up by what determines it (model, recipe, settings), so
+what one visitor gets does not depend on what another does. Sessions hold only names and recipes.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from qvd_core.errors import ModelError
+from qvd_core.models.catalog import CATALOG, ModelSpec
 from qvd_core.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -26,10 +27,11 @@ Value = TypeVar("Value")
 class Shelf(Generic[Value]):
     """The most recently used values, each made once even when several threads ask at the same time."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, on_drop: Callable[[Value], None] | None = None):
         self.size = size
-        self._values: OrderedDict[Hashable, Value] = OrderedDict()
-        self._locks: dict[Hashable, threading.Lock] = {}
+        self._on_drop = on_drop
+        self._values: OrderedDict[Any, Value] = OrderedDict()
+        self._locks: dict[Any, threading.Lock] = {}
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
@@ -51,44 +53,62 @@ class Shelf(Generic[Value]):
             return self._values.get(key)
 
     def put(self, key: Hashable, value: Value) -> None:
+        dropped = []
         with self._lock:
             self._values[key] = value
             self._values.move_to_end(key)
             while len(self._values) > self.size:
-                dropped, _ = self._values.popitem(last=False)
-                self._locks.pop(dropped, None)
+                oldest, old = self._values.popitem(last=False)
+                self._locks.pop(oldest, None)
+                dropped.append(old)
+        for old in dropped:
+            if self._on_drop is not None:
+                self._on_drop(old)
+
+    def drop(self, unwanted: Callable[[Any], bool]) -> None:
+        """Forget every value whose key is `unwanted`."""
+        with self._lock:
+            for key in [key for key in self._values if unwanted(key)]:
+                del self._values[key]
+                self._locks.pop(key, None)
 
 
 class Registry:
     """The server's models and what has been made of them.
 
     Attributes:
-        allow_folders: whether visitors may name folders of this machine; only for a server on loopback.
+        any_model: whether visitors may load hub models, and folders of this machine, beside the embedded ones.
     """
 
-    def __init__(self, *, allow_folders: bool):
-        self.allow_folders = allow_folders
-        self._models: Shelf[VideoModel] = Shelf(2)
+    def __init__(self, *, any_model: bool):
+        self.any_model = any_model
+        self._models: Shelf[VideoModel] = Shelf(2, self._forget)
         self._variants: Shelf[Variant] = Shelf(4)
         self._statistics: Shelf[Statistics] = Shelf(4)
         self._references: Shelf[Clip] = Shelf(8)
+
+    def offered(self) -> list[ModelSpec]:
+        """The catalog models visitors may choose: the embedded ones, or all."""
+        return [spec for spec in CATALOG.values() if spec.embedded or self.any_model]
 
     def model(self, source: str) -> VideoModel:
         """The model of that name, loaded if need be.
 
         Raises:
-            ModelError: it cannot be loaded, or names a folder where folders are not allowed.
+            ModelError: it cannot be loaded, or is not one that this server offers.
         """
-        from qvd_core.models.catalog import CATALOG
-
         source = source.strip()
-        if source not in CATALOG and not self.allow_folders and not _is_hub_id(source):
-            raise ModelError(f"{source!r} is neither a model of the list nor a hub id (owner/name).")
+        names = [spec.name for spec in self.offered()]
+        if source not in names and not self.any_model:
+            raise ModelError(
+                f"Unknown model {source!r}; this server offers {', '.join(names)}."
+                " Start it with --any-model to load others."
+            )
 
         def make() -> VideoModel:
             from qvd_core.models.loader import load
 
-            return load(source)
+            return load(source, allow_folders=self.any_model)
 
         return self._models.get(source, make)
 
@@ -98,36 +118,35 @@ class Registry:
 
     def statistics(self, model: VideoModel) -> Statistics | None:
         """The model's calibration statistics: shipped, or from a run on this server; None if neither is."""
-        known = self._statistics.peek(model.fingerprint)
+        known = self._statistics.peek(model)
         if known is not None:
             return known
         from qvd_core.calibration.calibrate import embedded_statistics
 
         shipped = embedded_statistics(model)
         if shipped is not None:
-            self._statistics.put(model.fingerprint, shipped)
+            self._statistics.put(model, shipped)
         return shipped
 
     def keep_statistics(self, model: VideoModel, statistics: Statistics) -> None:
-        self._statistics.put(model.fingerprint, statistics)
+        self._statistics.put(model, statistics)
 
     def variant(self, model: VideoModel, recipe: Recipe) -> Variant:
         """The variant of `model` under `recipe`, built if need be."""
         from qvd_core.variant import quantize
 
         statistics = self.statistics(model) if recipe.needs_statistics else None
-        key = (model.fingerprint, recipe, None if statistics is None else statistics.run)
-        return self._variants.get(key, lambda: quantize(model, recipe, statistics))
+        return self._variants.get((model, recipe), lambda: quantize(model, recipe, statistics))
 
     def reference(self, model: VideoModel, settings: Settings) -> Clip | None:
         """The full-precision clip of these very settings, if it was sampled lately."""
-        return self._references.peek((model.fingerprint, settings))
+        return self._references.peek((model, settings))
 
     def keep_reference(self, model: VideoModel, clip: Clip) -> None:
-        self._references.put((model.fingerprint, clip.settings), clip)
+        self._references.put((model, clip.settings), clip)
 
-
-def _is_hub_id(text: str) -> bool:
-    owner, _, name = text.partition("/")
-    allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
-    return bool(owner and name) and set(owner + name) <= allowed and not text.startswith(".") and ".." not in text
+    def _forget(self, model: VideoModel) -> None:
+        """Drop what was made of a model that has left the shelf, and would keep it in memory."""
+        self._statistics.drop(lambda key: key is model)
+        for shelf in (self._variants, self._references):
+            shelf.drop(lambda key: key[0] is model)

@@ -19,6 +19,10 @@ class Runs:
     def __init__(self) -> None:
         self._stops: dict[str, threading.Event] = {}
 
+    def expect(self, session: str) -> None:
+        """A run of this session will start once its turn has come; cancelling counts from now on."""
+        self._stops[session] = threading.Event()
+
     def cancel(self, session: str) -> None:
         """Ask the session's run to stop at its next report; nothing happens if there is none."""
         stop = self._stops.get(session)
@@ -31,8 +35,7 @@ class Runs:
         When the session cancels, or the consumer goes away, the next `report` raises `Cancelled` inside
         the job. Whatever the job raises is raised here.
         """
-        stop = threading.Event()
-        self._stops[session] = stop
+        stop = self._stops.setdefault(session, threading.Event())
         events: queue.Queue[tuple[str, Any]] = queue.Queue()
 
         def report(event: Event) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from html import escape
 from typing import Any
 
 import gradio as gr
 
 from analysis.architecture import by_role, in_words, total
 from qvd_core.cost import site_costs
-from qvd_core.models.catalog import CATALOG
+from qvd_core.errors import QvdError
 from qvd_core.recipe import RECIPES, Recipe, get_recipe
 from ui import panels
 from ui.errors import shown
@@ -23,21 +25,26 @@ def sidebar(registry: Registry, model_name: gr.State, recipe: gr.State) -> None:
             elem_classes="qvd-title",
         )
         model_menu = gr.Dropdown(
-            [(spec.title, spec.name) for spec in CATALOG.values()],
+            [(spec.title, spec.name) for spec in registry.offered()],
             value="animatediff-mini",
             label="Model",
-            info="A hub id (owner/name) works too." if not registry.allow_folders else "A hub id or folder works too.",
-            allow_custom_value=True,
+            info="A hub id (owner/name) or a folder works too." if registry.any_model else None,
+            allow_custom_value=registry.any_model,
             elem_id="model-menu",
         )
         device = gr.HTML(panels.note("Loading the model…"), elem_id="device", elem_classes="qvd-flush")
         recipe_menu = gr.Dropdown(list(RECIPES), value="minmax-w8a8", label="Recipe", elem_id="recipe-menu")
         summary = gr.HTML(elem_id="recipe-summary", elem_classes="qvd-flush")
 
-    @shown
-    def choose_model(source: str) -> str:
-        registry.model(source)  # the state changes only once the model is there
-        return source.strip()
+    def choose_model(source: str, present: str) -> Iterator[tuple[Any, Any, str]]:
+        """The state changes once the model is there; if it cannot be had, the menu returns to the present one."""
+        yield gr.skip(), gr.skip(), panels.note(f"Loading {source.strip()}…")
+        try:
+            model = registry.model(source)
+            yield gr.skip(), source.strip(), panels.note(f"Runs on {model.device}.")
+        except QvdError as error:
+            gr.Warning(escape(str(error), quote=False), duration=None)
+            yield present, gr.skip(), panels.note(f"Runs on {registry.model(present).device}.")
 
     @shown
     def summarize(name: str, current: Recipe) -> tuple[str, Any, str]:
@@ -53,7 +60,13 @@ def sidebar(registry: Registry, model_name: gr.State, recipe: gr.State) -> None:
         return where, gr.update(choices=names, value=current.name), panels.note(text)
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    model_menu.change(choose_model, model_menu, model_name, trigger_mode="always_last", **quiet)
+    model_menu.input(
+        choose_model,
+        [model_menu, model_name],
+        [model_menu, model_name, device],
+        trigger_mode="always_last",
+        **quiet,
+    )
     recipe_menu.input(
         lambda chosen: get_recipe(chosen) if chosen in RECIPES else gr.skip(), recipe_menu, recipe, **quiet
     )

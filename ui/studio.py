@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
+from html import escape
 
 import gradio as gr
 
 from qvd_core.errors import QvdError
 from qvd_core.recipe import Recipe, get_recipe
 from ui.channels_tab import channels_tab
-from ui.compare_tab import Downloads, compare_tab
+from ui.compare_tab import compare_tab
+from ui.downloads import Downloads
 from ui.endpoints import add_endpoints
-from ui.errors import as_message
 from ui.model_tab import model_tab
 from ui.recipe_tab import recipe_tab
 from ui.registry import Registry
@@ -35,21 +36,21 @@ SHOW_LINK = """query => {
 }"""
 
 
-def build(*, allow_folders: bool = False) -> gr.Blocks:
+def build(*, any_model: bool = False) -> gr.Blocks:
     """The demo, ready to launch.
 
     Args:
-        allow_folders: let visitors load models from folders of this machine; only for a private server.
+        any_model: let visitors load hub models and folders of this machine; only for a private server.
     """
-    registry, runs, downloads = Registry(allow_folders=allow_folders), Runs(), Downloads()
+    registry, runs, downloads = Registry(any_model=any_model), Runs(), Downloads()
     with gr.Blocks(title="QVD Studio", fill_width=True, delete_cache=(1800, 7200)) as demo:
         model_name, recipe = gr.State(""), gr.State(get_recipe(DEFAULT_RECIPE))
         sidebar(registry, model_name, recipe)
         with gr.Tabs(overflow_behavior="wrap"):
             with gr.Tab("Compare", id="compare"):
                 compare_tab(registry, runs, downloads, model_name, recipe)
-            with gr.Tab("Model", id="model", render_children=True):
-                model_tab(registry, model_name, recipe)
+            with gr.Tab("Model", id="model", render_children=True) as model_view:
+                model_tab(registry, model_name, recipe, model_view)
             with gr.Tab("Recipe", id="recipe", render_children=True):
                 recipe_tab(registry, model_name, recipe)
             with gr.Tab("Channels", id="channels") as channels:
@@ -69,7 +70,8 @@ def build(*, allow_folders: bool = False) -> gr.Blocks:
             try:
                 return DEFAULT_MODEL, Recipe.from_query(query)
             except QvdError as error:
-                raise as_message(error) from error
+                gr.Warning(f"{escape(str(error), quote=False)} The page opens with {DEFAULT_RECIPE}.", duration=None)
+                return DEFAULT_MODEL, get_recipe(DEFAULT_RECIPE)
 
         def close_page(request: gr.Request) -> None:
             runs.cancel(str(request.session_hash))

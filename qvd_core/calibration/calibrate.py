@@ -14,8 +14,19 @@ from qvd_core.calibration.statistics import CalibrationRun, RangeObserver, Stati
 from qvd_core.errors import CalibrationError
 from qvd_core.models.catalog import ASSETS
 from qvd_core.models.loader import VideoModel
-from qvd_core.sampling import StepInfo, check_settings, default_settings, sample
+from qvd_core.sampling import StepInfo, check_settings, default_settings, fits_tokenizer, sample
 from qvd_core.variant import share_structure
+
+EVERYDAY_PROMPTS = (
+    "a dog running across a meadow",
+    "waves breaking on a rocky shore at dusk",
+    "a woman reading a book on a train",
+    "traffic at a city crossing in the rain",
+    "a bowl of soup steaming on a wooden table",
+    "snow falling in a pine forest",
+    "a hummingbird at a red flower, close-up",
+    "an old man playing the violin in a park",
+)
 
 OnCalibrationStep = Callable[[int, int, StepInfo], None]
 
@@ -123,10 +134,16 @@ def statistics_path(model_name: str) -> Path:
 
 
 def calibration_prompts(model: VideoModel, count: int = 8) -> list[str]:
-    """Prompts to calibrate on: training captions for an embedded model, the spec's examples otherwise."""
-    if model.spec.embedded:
-        from qvd_core.shapeworld.scene import TRAINING_SCENES
+    """Prompts to calibrate on, the same for everybody.
 
-        order = torch.randperm(len(TRAINING_SCENES), generator=torch.Generator().manual_seed(1))
-        return [TRAINING_SCENES[i].caption for i in order[:count]]
-    return list(model.spec.example_prompts[:count])
+    The spec's examples for a hub model of the catalog; training captions for the embedded models and
+    others that read as little as they do; everyday scenes for the rest.
+    """
+    if model.spec.example_prompts and not model.spec.embedded:
+        return list(model.spec.example_prompts[:count])
+    if not model.spec.embedded and all(fits_tokenizer(model, prompt) for prompt in EVERYDAY_PROMPTS):
+        return list(EVERYDAY_PROMPTS[:count])
+    from qvd_core.shapeworld.scene import TRAINING_SCENES
+
+    order = torch.randperm(len(TRAINING_SCENES), generator=torch.Generator().manual_seed(1))
+    return [TRAINING_SCENES[i].caption for i in order[:count]]

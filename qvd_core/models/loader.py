@@ -69,13 +69,14 @@ class VideoModel:
         return digest.hexdigest()[:16]
 
 
-def load(source: str, *, revision: str | None = None, device: str = "auto") -> VideoModel:
+def load(source: str, *, revision: str | None = None, device: str = "auto", allow_folders: bool = True) -> VideoModel:
     """Load a text-to-video diffusion pipeline.
 
     Args:
         source: a catalog name ("animatediff-mini"), a local diffusers folder, or a hub id ("owner/name").
         revision: branch, tag or commit, for hub ids.
         device: "auto", "cpu" or "cuda".
+        allow_folders: whether `source` may name a local folder; a server that takes it from strangers says no.
 
     Returns:
         The model on its device: fp32 on the CPU and for small models, bf16 on CUDA above 0.5 B parameters.
@@ -85,7 +86,7 @@ def load(source: str, *, revision: str | None = None, device: str = "auto") -> V
         OutOfMemory: the device cannot hold it.
     """
     where = pick_device(device)
-    spec = _spec_for(source, revision)
+    spec = _spec_for(source, revision, allow_folders)
     with memory_errors(f"the weights of {spec.name}", "Free some memory or load it on another device."):
         folder = _local_folder(spec.source, spec.revision)
         adapter = _load_adapter(spec) if spec.motion_adapter else None
@@ -100,9 +101,10 @@ def load(source: str, *, revision: str | None = None, device: str = "auto") -> V
     return VideoModel(spec, pipeline, denoiser_name, where)
 
 
-def _spec_for(source: str, revision: str | None) -> ModelSpec:
+def _spec_for(source: str, revision: str | None, allow_folders: bool) -> ModelSpec:
     """The catalog's spec, or one made for a folder or a hub id."""
-    folder = Path(get_spec(source).source) if source in CATALOG and get_spec(source).embedded else _as_folder(source)
+    embedded = source in CATALOG and get_spec(source).embedded
+    folder = Path(get_spec(source).source) if embedded else _as_folder(source) if allow_folders else None
     if folder is not None and revision is not None:
         raise ModelError(f"{source} is a local folder, so it has no revision {revision!r}; leave the revision out.")
     if source in CATALOG:

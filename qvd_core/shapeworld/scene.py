@@ -18,27 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qvd_core.shapeworld.words import BACKGROUND_COLOURS, MOTIONS, OBJECT_COLOURS, SHAPES, TEXTURES
+
 FRAMES = 16
 SIZE = 64
-
-SHAPES = ("circle", "square", "triangle", "ring", "cross")
-MOTIONS = ("moving left", "moving right", "moving up", "moving down", "growing", "shrinking")
-TEXTURES = ("plain", "striped", "checkered")
-OBJECT_COLOURS = {
-    "red": (222, 44, 48),
-    "orange": (247, 140, 26),
-    "yellow": (248, 222, 62),
-    "green": (44, 176, 72),
-    "blue": (42, 96, 226),
-    "purple": (148, 62, 204),
-}
-BACKGROUND_COLOURS = {
-    "black": (26, 26, 34),
-    "gray": (124, 126, 132),
-    "white": (240, 240, 236),
-    "pink": (246, 178, 202),
-    "teal": (14, 104, 110),
-}
 
 
 @dataclass(frozen=True)

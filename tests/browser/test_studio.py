@@ -136,7 +136,7 @@ def test_an_exempted_role_stays_in_floating_point(visit: Any) -> None:
     page.click("#exempt input")
     page.get_by_role("option", name="temporal_features", exact=True).click()
     page.keyboard.press("Escape")  # the list stays open for more
-    page.wait_for_function("() => document.querySelector('#recipe-menu input').value === 'custom-w8a8'")
+    page.wait_for_function("() => document.querySelector('#recipe-menu input').value === 'custom-w8a8+1'")
     page.get_by_role("tab", name="Model", exact=True).click()
     row = page.locator("[data-role=temporal_features] td")
     page.wait_for_function("() => document.querySelector('[data-role=temporal_features]').innerText.includes('float')")
@@ -163,12 +163,44 @@ def test_an_impossible_prompt_is_explained_and_nothing_is_lost(visit: Any) -> No
     assert page.input_value("#compare-prompt textarea").startswith("a red circle")
 
 
-def test_an_unknown_model_is_refused_and_the_present_one_stays(visit: Any) -> None:
-    page = visit()
-    page.fill("#model-menu input", "no-such-model")
-    page.keyboard.press("Enter")
-    page.wait_for_selector("text=Unknown model", timeout=RUN)
+def test_a_damaged_link_is_explained_and_the_page_works(visit: Any) -> None:
+    page = visit("?recipe=nope")
+    page.wait_for_selector("text=Unknown recipe 'nope'", timeout=RUN)
+    assert page.input_value("#recipe-menu input") == "minmax-w8a8"
     assert float(compare(page)["SSIM"]) > 0.5
+
+
+def test_a_failed_run_keeps_what_was_compared_before(visit: Any) -> None:
+    page = visit()
+    before = compare(page)
+    page.fill("#compare-prompt textarea", "a red circle " * 20)
+    page.click("#compare-generate")
+    page.wait_for_selector("text=tokens, but animatediff-mini reads 20", timeout=RUN)
+    page.wait_for_selector(READY)
+    assert page.locator("#compare-scores .value").all_inner_texts()[0] == before["PSNR"]
+
+
+def test_the_temporal_tab_says_what_a_direct_computation_gives(visit: Any) -> None:
+    from analysis.temporal import temporal_table
+    from qvd_core.calibration.temporal_features import temporal_features
+    from qvd_core.models.loader import load
+
+    page = visit()
+    page.get_by_role("tab", name="Temporal", exact=True).click()
+    set_number(page, "#temporal-bits", 4)
+    share = temporal_table(temporal_features(load("animatediff-mini"), 25), 4).zero_share
+    page.wait_for_selector(f"#temporal-cards >> text={share:.1%}", timeout=RUN)
+
+
+def test_the_channels_tab_shows_the_shipped_statistics(visit: Any) -> None:
+    page = visit()
+    page.get_by_role("tab", name="Channels", exact=True).click()
+    page.wait_for_selector("#channels-figure .main-svg", timeout=RUN)
+    assert page.locator("#channels-cards .value").first.inner_text().endswith("%")
+    before = page.inner_text("#channels-sentence")
+    set_number(page, "#channels-step", 3)
+    page.wait_for_function("before => document.querySelector('#channels-sentence').innerText !== before", arg=before)
+    assert "At step 3" in page.inner_text("#channels-sentence")
 
 
 @pytest.mark.parametrize("width", [390, 1280])
