@@ -118,10 +118,14 @@ class Recipe:
         return weights, activations
 
     def override(self, sites: str, weight_bits: int | None, activation_bits: int | None) -> Recipe:
-        """This recipe with one more override, replacing an earlier one of the same sites."""
+        """This recipe with one more override, replacing an earlier one of the same sites.
+
+        Its name says that it is no longer the one it came from: "minmax-w8a8+2" has two overrides.
+        """
         others = tuple(o for o in self.overrides if o.sites != sites)
-        new = Override(sites, weight_bits, activation_bits)
-        return dataclasses.replace(self, overrides=(*others, new))
+        overrides = (*others, Override(sites, weight_bits, activation_bits))
+        name = f"{self.name.partition('+')[0]}+{len(overrides)}"
+        return dataclasses.replace(self, name=name, overrides=overrides)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready dictionary; `from_dict` gives the recipe back."""
