@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qvd_core.shapeworld.scene import FRAMES, TRAINING_SCENES, Scene, render
+from qvd_core.shapeworld.scene import TRAINING_SCENES, Scene, render
 
 
 def batch_generator(seed: int, step: int, rank: int, device: torch.device) -> torch.Generator:
@@ -20,11 +20,11 @@ def draw_clips(count: int, generator: torch.Generator) -> tuple[Tensor, list[Sce
     return render(scenes, generator), scenes
 
 
-def draw_images(count: int, generator: torch.Generator) -> tuple[Tensor, list[Scene]]:
-    """`count` single frames [count, 3, 64, 64] at random moments of random training clips."""
+def draw_images(count: int, generator: torch.Generator, earliest: float = 0.0) -> tuple[Tensor, list[Scene]]:
+    """`count` single frames [count, 3, 64, 64] of random training clips, at moments in [`earliest`, 1]."""
     scenes = _draw_scenes(count, generator)
-    moments = torch.randint(0, FRAMES, (count, 1), generator=generator, device=generator.device) / (FRAMES - 1)
-    return render(scenes, generator, at=moments)[:, 0], scenes
+    moments = torch.rand((count, 1), generator=generator, device=generator.device)
+    return render(scenes, generator, at=earliest + (1 - earliest) * moments)[:, 0], scenes
 
 
 def _draw_scenes(count: int, generator: torch.Generator) -> list[Scene]:

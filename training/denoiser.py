@@ -4,6 +4,12 @@ The image stage trains a UNet2DConditionModel to draw single frames from caption
 inserts motion modules with zeroed output projections, so it begins exactly where the image stage
 ended, and trains everything on 16-frame clips. Both predict v under a linear-beta DDIM schedule with
 zero terminal SNR, and drop one caption in ten so that classifier-free guidance works.
+
+Two choices decide whether motions obey the caption, found by comparing the loss under the right and
+the reversed direction. Frames come from the later half of their clips, where "moving left" means
+"on the left": over all moments the two words mean the same, the text encoder merges them within the
+image stage, and the clip stage never parts them again. And timesteps are drawn with a density that
+rises with the noise, since direction and texture are decided there.
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from qvd_core.shapeworld.scene import FRAMES
+from qvd_core.shapeworld.scene import FRAMES, Scene
 from training.data import batch_generator, draw_clips, draw_images
 from training.latents import CHANNELS, PatchBasis
 from training.run import Checkpoint, Workers, warmup_stable_decay
@@ -25,6 +31,7 @@ from training.text import WIDTH, build_text_encoder, build_tokenizer
 
 WIDTHS = (64, 128, 128)
 CAPTION_DROPOUT = 0.1
+EARLIEST_MOMENT = 0.5  # of the frames in the image stage
 SAVE_EVERY = 250  # steps
 MOTION_LR = 1e-3
 
@@ -90,12 +97,21 @@ class Denoiser(nn.Module):
         return F.mse_loss(self.unet(noisy, timesteps, text).sample.float(), target)
 
 
+def draw_timesteps(count: int, generator: torch.Generator) -> Tensor:
+    """Timesteps [count] in 0..999 whose density is proportional to the timestep."""
+    return (torch.rand(count, generator=generator, device=generator.device).sqrt() * 1000).long()
+
+
 def train_images(folder: Path, workers: Workers, images: int, batch: int, seed: int) -> None:
     """Train the spatial half on `images` single frames."""
     tokenizer, scheduler = build_tokenizer(), build_scheduler()
     torch.manual_seed(seed)
     model = Denoiser(build_unet(), build_text_encoder(tokenizer), scheduler)
-    _train(folder / "images.pt", model, tokenizer, workers, images, batch, seed + 2, 1e-3, draw_images)
+
+    def draw_late_images(count: int, generator: torch.Generator) -> tuple[Tensor, list[Scene]]:
+        return draw_images(count, generator, earliest=EARLIEST_MOMENT)
+
+    _train(folder / "images.pt", model, tokenizer, workers, images, batch, seed + 2, 1e-3, draw_late_images)
 
 
 def train_clips(folder: Path, workers: Workers, clips: int, batch: int, seed: int) -> None:
@@ -154,7 +170,7 @@ def _train(path, model, tokenizer, workers: Workers, samples: int, batch: int, s
         )
         dropped = torch.rand(batch, generator=generator, device=workers.device) < CAPTION_DROPOUT
         tokens = torch.where(dropped[:, None], unconditional.to(workers.device), tokens)
-        timesteps = torch.randint(0, 1000, (batch,), generator=generator, device=workers.device)
+        timesteps = draw_timesteps(batch, generator)
         noise = torch.randn(latents.shape, generator=generator, device=workers.device)
         with torch.autocast("cuda", torch.bfloat16, enabled=workers.device.type == "cuda"):
             loss = shared(latents, noise, timesteps, tokens)

@@ -20,12 +20,19 @@ def build_tokenizer() -> CLIPTokenizer:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     pairs = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     pairs.pre_tokenizer = pre_tokenizers.Whitespace()
+    endings = [letter + "</w>" for letter in letters]
+    # The trainer breaks ties by token number and numbers endings in the order of a hash table; announced as
+    # special tokens they keep one order, so every process learns the same merges.
     trainer = trainers.BpeTrainer(
-        vocab_size=4096, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=4096,
+        initial_alphabet=letters,
+        special_tokens=endings,
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     pairs.train_from_iterator(words, trainer)
     learnt = json.loads(pairs.to_str())["model"]
-    vocabulary = [*letters, *(letter + "</w>" for letter in letters), *learnt["vocab"]]
+    vocabulary = [*letters, *endings, *sorted(learnt["vocab"], key=learnt["vocab"].get)]
     vocabulary += ["<|startoftext|>", "<|endoftext|>"]
     ids = {token: i for i, token in enumerate(dict.fromkeys(vocabulary))}
     merges = [tuple(merge) for merge in learnt["merges"]]

@@ -58,7 +58,7 @@ CATALOG: dict[str, ModelSpec] = {
             height=64,
             width=64,
             steps=25,
-            guidance_scale=4.0,
+            guidance_scale=1.5,
             fps=8,
             example_prompts=(
                 "a red circle moving left on a striped gray background",

@@ -8,7 +8,7 @@ No network is involved, so the judge shares no weakness with the models it judge
    compared with the five outlines of `scene`; the straight-line trends of its place and size say
    which motion it makes.
 3. The background away from the object is compared with the fifteen that `scene` can draw: by its
-   mean colour, then by how strongly the 8 px cells alternate between rows or like a checkerboard.
+   mean colour, then by how strongly the 16 px cells alternate between rows or like a checkerboard.
 
 An attribute that fits no word of this world is read as None, not as the nearest word.
 
@@ -29,7 +29,7 @@ from scipy import ndimage
 from skimage.color import rgb2lab
 
 from qvd_core.shapeworld import scene as world
-from qvd_core.shapeworld.scene import SIZE, Scene, parse_caption
+from qvd_core.shapeworld.scene import CELL, SIZE, Scene, parse_caption
 
 ATTRIBUTES = ("shape", "colour", "motion", "texture", "background")
 
@@ -279,11 +279,11 @@ def _alternation(weights: np.ndarray) -> np.ndarray:
 
 @cache
 def _cell_waves() -> np.ndarray:
-    """Constant, gradient, waves of period 16 px along y (2), both axes (4) and x (2), [SIZE, SIZE, 10].
+    """Constant, gradient, waves of period 32 px along y (2), both axes (4) and x (2), [SIZE, SIZE, 10].
 
     Sine and cosine together fit cells in any position, so a shifted pattern counts as much as an aligned one.
     """
-    angle = 2 * np.pi * (np.arange(SIZE) + 0.5) / 16
+    angle = 2 * np.pi * (np.arange(SIZE) + 0.5) / (2 * CELL)
     wave = np.stack([np.sin(angle), np.cos(angle)])
     one, flat = np.ones((SIZE, SIZE)), np.ones(SIZE)
     down = [np.outer(w, flat) for w in wave]
@@ -313,7 +313,7 @@ def _background_prototypes() -> dict[str, _Background]:
         rows, checkers = _alternation(striped)[0], _alternation(checkered)[1]
         prototypes[name] = _Background(
             means=np.stack([plain[0], striped[0], checkered[0]]),
-            tones=np.stack([pictures[1][4, 4], pictures[1][12, 4]]),
+            tones=np.stack([pictures[1][CELL // 2, 0], pictures[1][CELL + CELL // 2, 0]]),
             alternation=np.array([rows, checkers, rows]),
             deviation=float(pictures[1][..., 0].std()),
         )
@@ -321,7 +321,7 @@ def _background_prototypes() -> dict[str, _Background]:
 
 
 def _draw_background(colour: str, texture: str) -> np.ndarray:
-    """What `scene` draws with neither gradient nor phase shift, Lab [SIZE, SIZE, 3]."""
+    """What `scene` draws without a gradient of light, Lab [SIZE, SIZE, 3]."""
     axis = torch.arange(SIZE) + 0.5
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     scene = Scene("circle", "red", "growing", texture, colour)

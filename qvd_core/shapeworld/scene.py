@@ -22,6 +22,7 @@ from qvd_core.shapeworld.words import BACKGROUND_COLOURS, MOTIONS, OBJECT_COLOUR
 
 FRAMES = 16
 SIZE = 64
+CELL = 16  # px of a stripe or checker: two latent cells, as one would be the finest wave latents can hold
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ TRAINING_SCENES: tuple[Scene, ...] = tuple(s for s in ALL_SCENES if s not in set
 
 
 def held_out_captions(count: int) -> list[str]:
-    """`count` held-out captions, spread evenly over the world and the same on every machine."""
-    order = torch.randperm(len(HELD_OUT_SCENES), generator=torch.Generator().manual_seed(0))
-    return [HELD_OUT_SCENES[i].caption for i in order[:count]]
+    """`count` held-out captions, spread evenly over the world and the same on every machine; beyond 208 they recur."""
+    order = torch.randperm(len(HELD_OUT_SCENES), generator=torch.Generator().manual_seed(0)).tolist()
+    return [HELD_OUT_SCENES[i].caption for i in itertools.islice(itertools.cycle(order), count)]
 
 
 def parse_caption(caption: str) -> Scene | None:
@@ -126,12 +127,11 @@ def _palette(colours: dict[str, tuple[int, int, int]], names: list[str], device:
 def _background(
     scenes: list[Scene], x: Tensor, y: Tensor, uniform: Callable[[float, float], Tensor], device: torch.device
 ) -> Tensor:
-    """Backgrounds [N, 3, SIZE, SIZE]: a soft vertical gradient, or two tones in 8 px cells."""
+    """Backgrounds [N, 3, SIZE, SIZE]: a soft vertical gradient, or two tones in 16 px cells."""
     colour = _palette(BACKGROUND_COLOURS, [s.background for s in scenes], device)
     gray = colour.mean(1, keepdim=True)
     second = torch.where(gray > 0.35, 0.74 * colour, 0.78 * colour + 0.22)
-    phase = (uniform(0, 2) // 1)[:, None, None]
-    rows, columns = (y // 8)[None] + phase, (x // 8)[None]
+    rows, columns = (y // CELL)[None], (x // CELL)[None]
     striped = torch.tensor([s.texture == "striped" for s in scenes], device=device)[:, None, None]
     checkered = torch.tensor([s.texture == "checkered" for s in scenes], device=device)[:, None, None]
     tone = striped * (rows % 2) + checkered * ((rows + columns) % 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from qvd_core.shapeworld.scene import ALL_SCENES, Scene
 from training import denoiser
 from training.data import batch_generator, draw_clips, draw_images
-from training.denoiser import Denoiser, build_scheduler, build_unet, train_clips, train_images
+from training.denoiser import Denoiser, build_scheduler, build_unet, draw_timesteps, train_clips, train_images
 from training.export import export_pipeline
 from training.latents import PatchBasis
 from training.run import Workers, warmup_stable_decay
@@ -45,6 +47,40 @@ def test_every_caption_is_one_token_per_word() -> None:
         assert len(tokenizer(scene.caption).input_ids) == len(scene.caption.split()) + 2, scene.caption
 
 
+@pytest.mark.slow
+def test_every_process_builds_the_same_tokenizer() -> None:
+    """Word hashes differ from process to process, and the trainer once broke ties by them."""
+    program = "from training.text import build_tokenizer; print(sorted(build_tokenizer().get_vocab().items()))"
+    outputs = {
+        subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout for _ in range(3)
+    }
+    assert len(outputs) == 1
+
+
+def test_late_frames_show_where_a_motion_leads() -> None:
+    """What the image stage learns words from: over all moments, "left" and "right" would look alike."""
+    generator = batch_generator(0, 0, 0, torch.device("cpu"))
+    for earliest, apart in ((0.5, True), (0.0, False)):
+        pictures, scenes = draw_images(600, generator, earliest=earliest)
+        # Objects are saturated; no background but pink and teal is, and those two are dropped.
+        saturation = (pictures.amax(1) - pictures.amin(1)).mean(1)  # [N, x]
+        centre = (saturation * torch.arange(64)).sum(1) / saturation.sum(1)
+        mean = {}
+        for word in ("moving left", "moving right"):
+            chosen = [s.motion == word and s.background not in ("pink", "teal") for s in scenes]
+            mean[word] = float(centre[torch.tensor(chosen)].mean())
+        assert (mean["moving right"] - mean["moving left"] > 6) is apart, (earliest, mean)
+
+
+def test_timesteps_lean_towards_noise() -> None:
+    timesteps = draw_timesteps(100_000, torch.Generator().manual_seed(0))
+    assert timesteps.min() >= 0
+    assert timesteps.max() == 999
+    # A density of 2t on [0, 1]: mean 2/3, a quarter of all below the middle.
+    assert timesteps.float().mean() == pytest.approx(2000 / 3, rel=0.01)
+    assert (timesteps < 500).float().mean() == pytest.approx(0.25, abs=0.01)
+
+
 def test_a_batch_depends_on_its_place_alone() -> None:
     once, scenes = draw_clips(2, batch_generator(3, 7, 1, torch.device("cpu")))
     again, _ = draw_clips(2, batch_generator(3, 7, 1, torch.device("cpu")))
@@ -61,14 +97,14 @@ def test_the_plateau_does_not_know_how_long_it_will_be() -> None:
     assert warmup_stable_decay(999, 1000) == pytest.approx(0.02)
 
 
-def _interrupted_after(batches: int) -> Callable[[int, torch.Generator], tuple[torch.Tensor, list[Scene]]]:
+def _interrupted_after(batches: int) -> Callable[..., tuple[torch.Tensor, list[Scene]]]:
     left = [batches]
 
-    def draw(count: int, generator: torch.Generator) -> tuple[torch.Tensor, list[Scene]]:
+    def draw(count: int, generator: torch.Generator, earliest: float) -> tuple[torch.Tensor, list[Scene]]:
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
-        return draw_images(count, generator)
+        return draw_images(count, generator, earliest)
 
     return draw
 
