@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from qvd_core.calibration.statistics import Statistics
+from qvd_core.formats import ActivationFormat
 from qvd_core.quantizers.uniform import Grid, dequantize, make_grid, quantize
-from qvd_core.recipe import ActivationFormat
 
 SORTS = ("channel", "range", "centre")
 """By number; by width of the range, narrowest first (hence also by coverage); by middle of the range."""

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qvd_core.calibration.calibrate import calibrate, calibration_prompts, embedded_statistics
     from qvd_core.calibration.statistics import Statistics
-    from qvd_core.evaluation import evaluate, summarize
+    from qvd_core.evaluation import evaluate
+    from qvd_core.formats import Override
     from qvd_core.models.catalog import CATALOG, ModelSpec
     from qvd_core.models.loader import VideoModel, load
-    from qvd_core.recipe import RECIPES, Override, Recipe, get_recipe
+    from qvd_core.recipe import RECIPES, Recipe, get_recipe
     from qvd_core.sampling import Clip, Settings, StepInfo, default_settings, generate
     from qvd_core.scores import Scores, compare
+    from qvd_core.table import tabulate
     from qvd_core.variant import Variant, quantize
 
 __version__ = "0.1.0"
@@ -42,7 +44,7 @@ _HOMES = {
     "Variant": "variant",
     "RECIPES": "recipe",
     "Recipe": "recipe",
-    "Override": "recipe",
+    "Override": "formats",
     "get_recipe": "recipe",
     "generate": "sampling",
     "default_settings": "sampling",
@@ -52,7 +54,7 @@ _HOMES = {
     "compare": "scores",
     "Scores": "scores",
     "evaluate": "evaluation",
-    "summarize": "evaluation",
+    "tabulate": "table",
 }
 
 __all__ = [
@@ -78,7 +80,7 @@ __all__ = [
     "get_recipe",
     "load",
     "quantize",
-    "summarize",
+    "tabulate",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m qvd_core models | generate | calibrate | compare | evaluate`.
+"""The command line: `python -m qvd_core models | generate | calibrate | compare | errors | evaluate | benchmark`.
 
 Results go to stdout (as JSON with --json), progress and errors to stderr. Exit codes: 0 done, 1 the
 request could not be fulfilled (the message says why and what to do), 2 wrong usage, 130 interrupted.
@@ -7,6 +7,7 @@ request could not be fulfilled (the message says why and what to do), 2 wrong us
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from qvd_core import __version__
 from qvd_core.errors import QvdError
 from qvd_core.recipe import RECIPES, Recipe, get_recipe
-from qvd_core.storage import replacing, storage_errors
+from qvd_core.storage import storage_errors
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from qvd_core.models.loader import VideoModel
 
 DEFAULT_MODEL = "animatediff-mini"
+MOST_CLIPS = 10_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    print(json.dumps(result, indent=2) if options.json else text)
+    if result is not None:
+        print(json.dumps(result, indent=2) if options.json else text)
     return 0
 
 
@@ -81,14 +84,35 @@ def _parser() -> argparse.ArgumentParser:
     _add_statistics_option(compare)
     compare.add_argument("--out", type=Path, default=Path("comparison"), help="folder (default: %(default)s)")
 
+    errors = add("errors", _errors, "Measure the error every quantized layer makes by itself, at every step.")
+    _add_model_options(errors)
+    _add_clip_options(errors)
+    errors.add_argument("--recipe", default="minmax-w8a8", help="a name, or a JSON file (default: %(default)s)")
+    _add_statistics_option(errors)
+
     evaluate = add("evaluate", _evaluate, "Compare recipes on many prompts.")
     _add_model_options(evaluate)
-    evaluate.add_argument("--recipes", default="", help="names separated by commas; none: full precision only")
+    evaluate.add_argument(
+        "--recipes", default="", help="names or patterns (qvd-*) separated by commas; none: full precision only"
+    )
     evaluate.add_argument("--clips", type=int, default=20, help="held-out captions (default: %(default)s)")
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
     _add_statistics_option(evaluate)
-    evaluate.add_argument("--out", type=Path, help="also write every clip's scores to this JSON file")
+    evaluate.add_argument("--networks", action="store_true", help="also measure with pretrained networks")
+    evaluate.add_argument(
+        "--out", type=Path, help="write the table to this .json file, and to a .md and a .csv beside it"
+    )
+    evaluate.add_argument(
+        "--cache", type=Path, help="folder of results by clip, from which a run resumes (default: beside --out)"
+    )
+
+    benchmark = add("benchmark", _benchmark, "Measure what calibration, searches and simulation cost here.")
+    benchmark.add_argument("what", choices=("calibration",))
+    _add_model_options(benchmark)
+    benchmark.add_argument("--prompts", type=int, default=2, help="clips of each run (default: %(default)s)")
+    benchmark.add_argument("--repeats", type=int, default=3, help="runs of each side (default: %(default)s)")
+    benchmark.add_argument("--no-compile", action="store_true", help="leave torch.compile out, which takes minutes")
     return parser
 
 
@@ -199,54 +223,97 @@ def _compare(options: argparse.Namespace) -> tuple[Any, str]:
     return comparison_report(variant, reference, quantized, scores), text
 
 
-def _evaluate(options: argparse.Namespace) -> tuple[Any, str]:
-    from qvd_core.evaluation import evaluate, summarize
-    from qvd_core.report import describe, versions
-    from qvd_core.shapeworld.scene import HELD_OUT_SCENES, held_out_captions
+def _errors(options: argparse.Namespace) -> tuple[Any, str]:
+    from qvd_core.site_error import site_errors
+    from qvd_core.variant import quantize
 
-    recipes = [_recipe(name) for name in options.recipes.split(",") if name]
-    if not 1 <= options.clips <= len(HELD_OUT_SCENES):
-        raise QvdError(f"--clips {options.clips} is out of range; choose 1 to {len(HELD_OUT_SCENES)}.")
+    recipe = _recipe(options.recipe)
+    model = _load(options)
+    settings = _settings(options, model)
+    variant = quantize(model, recipe, _statistics(options, model, recipe))
+    roles = {site.name: site.role for site in model.sites}
+    by_site = {name: error.tolist() for name, error in site_errors(variant, settings).items()}
+    means = {name: sum(values) / len(values) for name, values in by_site.items()}
+    by_role: dict[str, list[float]] = {}
+    for name, mean in means.items():
+        by_role.setdefault(roles[name], []).append(mean)
+    lines = [f"{recipe.name}: relative squared error of a layer's output, mean over steps (simulated)"]
+    lines += [f"  {role:<26} {sum(v) / len(v):.2e} ({len(v)} layers)" for role, v in by_role.items()]
+    lines += ["largest:", *(f"  {means[n]:.2e} {n}" for n in sorted(means, key=lambda n: -means[n])[:10])]
+    return {"recipe": recipe.to_dict(), "by_site": by_site}, "\n".join(lines)
+
+
+def _evaluate(options: argparse.Namespace) -> tuple[Any, str]:
+    from qvd_core.evaluation import evaluate, evaluate_together, other_processes, unavailable
+    from qvd_core.report import describe, versions
+    from qvd_core.shapeworld.scene import held_out_captions
+    from qvd_core.table import as_markdown, tabulate, with_costs, write_table
+
+    recipes = _recipes(options.recipes)
+    if not 1 <= options.clips <= MOST_CLIPS:
+        raise QvdError(f"--clips {options.clips} is out of range; choose 1 to {MOST_CLIPS}.")
+    processes = other_processes(options.device)
     model = _load(options)
     static = next((r for r in recipes if r.needs_statistics), None)
     statistics = None if static is None else _statistics(options, model, static)
+    choices: dict[str, Any] = {
+        "statistics": statistics,
+        "seed": options.seed,
+        "steps": options.steps,
+        "networks": options.networks,
+        "noise_floor": bool(recipes),
+        "cache": options.cache or (options.out and options.out.with_suffix(".clips")),
+    }
     prompts = held_out_captions(options.clips)
-    with _progress(options.clips * (1 + len(recipes)), "clips") as bar:
-        results = evaluate(
-            model,
-            recipes,
-            prompts,
-            statistics=statistics,
-            seed=options.seed,
-            steps=options.steps,
-            on_result=lambda _: _advance(bar),
-        )
-    summary = summarize(results)
+    clips = options.clips * (1 + (1 + len(recipes) if recipes else 0))
+    with _progress(clips if processes is None else -(-clips // processes.num_processes), "clips") as bar:
+        choices["on_result"] = lambda _: _advance(bar)
+        if processes is None:
+            results = evaluate(model, recipes, prompts, **choices)
+        else:
+            results = evaluate_together(processes, model, recipes, prompts, **choices)
+    if processes is not None and not processes.is_main_process:
+        return None, ""
+    rows = with_costs(tabulate(results), model, recipes, statistics)
+    missing = unavailable() if options.networks else {}
     report = {
-        "summary": summary,
-        # JSON has no infinity, the PSNR of equal clips.
-        "clips": [asdict(r) | {"psnr_db": None if r.psnr_db == float("inf") else r.psnr_db} for r in results],
+        "arithmetic": "simulated: integer codes, computed with in floating point; no speed claim",
+        "rows": [asdict(row) for row in rows],
+        "unavailable": missing,
+        "recipes": [recipe.to_dict() for recipe in recipes],
+        "calibration": None if statistics is None else asdict(statistics.run),
         "model": describe(model),
         "versions": versions(),
     }
     if options.out:
-        _write_json(report, options.out)
-    return report, "\n".join(_table_lines(summary))
+        write_table(rows, report, options.out)
+    return report, as_markdown(rows) + "".join(f"\nNo {name}: {reason}" for name, reason in missing.items())
 
 
-def _write_json(values: Any, path: Path) -> None:
-    with replacing(path) as scratch:
-        scratch.write_text(json.dumps(values, indent=2) + "\n")
+def _recipes(text: str) -> list[Recipe]:
+    """Recipes named in a list; a pattern stands for all that match it."""
+    found: dict[str, Recipe] = {}
+    for name in filter(None, text.split(",")):
+        known = fnmatch.filter(RECIPES, name)
+        found |= {match: RECIPES[match] for match in known} if known else {name: _recipe(name)}
+    return list(found.values())
 
 
-def _table_lines(summary: list[dict[str, Any]]) -> list[str]:
-    lines = [f"{'recipe':<18} {'clips':>5} {'PSNR dB':>14} {'SSIM':>16}  caption read back (simulated)"]
-    for row in summary:
-        psnr = "-" if row["psnr_db"] is None else f"{row['psnr_db']:.2f} ± {row['psnr_db_standard_error'] or 0:.2f}"
-        ssim = "-" if row["ssim"] is None else f"{row['ssim']:.4f} ± {row['ssim_standard_error'] or 0:.4f}"
-        caption = ", ".join(f"{k} {v:.0%}" for k, v in row.get("caption_accuracy", {}).items())
-        lines.append(f"{row['recipe']:<18} {row['clips']:>5} {psnr:>14} {ssim:>16}  {caption}")
-    return lines
+def _benchmark(options: argparse.Namespace) -> tuple[Any, str]:
+    from qvd_core.benchmark import benchmark_calibration
+
+    for name in ("prompts", "repeats"):
+        if getattr(options, name) < 1:
+            raise QvdError(f"--{name} {getattr(options, name)} is out of range; choose 1 or more.")
+    result = benchmark_calibration(
+        _load(options),
+        prompts=options.prompts,
+        repeats=options.repeats,
+        compiled=not options.no_compile,
+        on_stage=lambda stage: print(stage, file=sys.stderr),
+    )
+    ratios = [f"{name}: {value:.3f}" for name, value in result.items() if name.startswith("ratio") and value]
+    return result, "\n".join([f"measured on {result['device']}", *ratios])
 
 
 def _recipe(text: str) -> Recipe:

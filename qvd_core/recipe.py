@@ -1,4 +1,4 @@
-"""Recipes: everything that decides how a model is quantized, as small frozen dataclasses.
+"""Recipes: everything that decides how a model is quantized, as one small frozen dataclass, and the named ones.
 
 A recipe knows nothing of torch or of any model, so it can be hashed, pickled, compared, written into
 a checkpoint or put in a link. A named recipe is complete: nothing is merged in when it runs.
@@ -9,82 +9,27 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import parse_qs, urlencode
 
 from qvd_core.errors import RecipeError
+from qvd_core.formats import (
+    HTDQ,
+    ActivationFormat,
+    ChannelBalancing,
+    Override,
+    ShiftAndScale,
+    Tabulated,
+    TemporalBlock,
+    WeightFormat,
+    check_flag,
+)
 
-WEIGHT_BITS = range(2, 9)
-ACTIVATION_BITS = range(3, 17)
+TIME_PATH = ("time_embedding", "temporal_features")
+"""Roles of the layers between the timestep and the residual blocks."""
 
-
-@dataclass(frozen=True)
-class WeightFormat:
-    """Uniform weights with one scale per output channel.
-
-    Attributes:
-        bits: 2 to 8.
-        symmetric: codes -(2^(bits-1)-1) .. 2^(bits-1)-1 around zero; otherwise affine, with a zero point.
-    """
-
-    bits: int
-    symmetric: bool = True
-
-    def __post_init__(self) -> None:
-        _check_bits("weight bits", self.bits, WEIGHT_BITS)
-        _check_flag("symmetric", self.symmetric)
-
-
-@dataclass(frozen=True)
-class ActivationFormat:
-    """Uniform layer inputs.
-
-    Attributes:
-        bits: 3 to 16.
-        range: "static_per_tensor", one scale from calibration; or "dynamic_per_token", one scale per
-            row of a linear layer's input, found as it arrives. A convolution mixes positions, so there
-            a token is one whole sample (a frame).
-        symmetric: codes around zero; otherwise affine, with a zero point.
-    """
-
-    bits: int
-    range: Literal["static_per_tensor", "dynamic_per_token"] = "static_per_tensor"
-    symmetric: bool = False
-
-    def __post_init__(self) -> None:
-        _check_bits("activation bits", self.bits, ACTIVATION_BITS)
-        _check_flag("symmetric", self.symmetric)
-        if self.range not in ("static_per_tensor", "dynamic_per_token"):
-            raise RecipeError(
-                f"Unknown activation range {self.range!r}; choose static_per_tensor or dynamic_per_token."
-            )
-
-
-@dataclass(frozen=True)
-class Override:
-    """Other bit widths for some sites.
-
-    Attributes:
-        sites: a role ("temporal_attention"), a module path, or a pattern of one ("up_blocks.2.*").
-        weight_bits: 2 to 8, or None to leave the weights in floating point.
-        activation_bits: 3 to 16, or None to leave the inputs in floating point.
-    """
-
-    sites: str
-    weight_bits: int | None
-    activation_bits: int | None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.sites, str) or not self.sites:
-            raise RecipeError(f"An override names a role or a module path, not {self.sites!r}.")
-        if self.weight_bits is not None:
-            _check_bits("weight bits", self.weight_bits, WEIGHT_BITS)
-        if self.activation_bits is not None:
-            _check_bits("activation bits", self.activation_bits, ACTIVATION_BITS)
-
-    def matches(self, site_name: str, role: str) -> bool:
-        return self.sites == role or fnmatchcase(site_name, self.sites)
+Temporal = HTDQ | TemporalBlock | Tabulated
+Channels = ShiftAndScale | ChannelBalancing
 
 
 @dataclass(frozen=True)
@@ -96,17 +41,27 @@ class Recipe:
         weights: format of all weights; None leaves them in floating point.
         activations: format of all layer inputs; None leaves them in floating point.
         overrides: exceptions, by site; where several match, the last one decides.
+        temporal: what is done to the time path; None treats it as all other layers.
+        channels: transformation of channels before anything is quantized; None for none.
+        split_shortcuts: inputs that concatenate an upsampled and a skipped tensor get one grid for each
+            part, in inputs and weights, as in Q-Diffusion (arXiv 2302.04304, section 3.3).
     """
 
     name: str
     weights: WeightFormat | None
     activations: ActivationFormat | None
     overrides: tuple[Override, ...] = ()
+    temporal: Temporal | None = None
+    channels: Channels | None = None
+    split_shortcuts: bool = False
+
+    def __post_init__(self) -> None:
+        check_flag("split_shortcuts", self.split_shortcuts)
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether any input is put on a static grid, whose range only calibration knows."""
-        return self.activations is not None and self.activations.range == "static_per_tensor"
+        """Whether building the variant needs calibrated ranges."""
+        return self.channels is not None or (self.activations is not None and self.activations.needs_statistics)
 
     def formats(self, site_name: str, role: str) -> tuple[WeightFormat | None, ActivationFormat | None]:
         """The weight and activation formats of one site; None stands for floating point."""
@@ -115,6 +70,11 @@ class Recipe:
             if override.matches(site_name, role):
                 weights = _with_bits(self.weights or WeightFormat(8), override.weight_bits)
                 activations = _with_bits(self.activations or _DYNAMIC, override.activation_bits)
+        if role in TIME_PATH:
+            if isinstance(self.temporal, Tabulated):
+                return None, None
+            if isinstance(self.temporal, TemporalBlock) and activations is not None and activations.needs_statistics:
+                activations = dataclasses.replace(activations, range="static_per_step")
         return weights, activations
 
     def override(self, sites: str, weight_bits: int | None, activation_bits: int | None) -> Recipe:
@@ -148,6 +108,9 @@ class Recipe:
                 weights=None if weights is None else WeightFormat(**weights),
                 activations=None if activations is None else ActivationFormat(**activations),
                 overrides=tuple(Override(**o) for o in values.get("overrides", ())),
+                temporal=_method(values.get("temporal"), (HTDQ, TemporalBlock, Tabulated)),
+                channels=_method(values.get("channels"), (ShiftAndScale, ChannelBalancing)),
+                split_shortcuts=values.get("split_shortcuts", False),
             )
             if RECIPES.get(recipe.name, recipe) != recipe:
                 raise TypeError(f"{recipe.name!r} is the name of another recipe")
@@ -177,14 +140,20 @@ class Recipe:
             raise RecipeError(f"The recipe in this link is damaged: {error}.") from error
 
 
-def _check_bits(what: str, bits: object, allowed: range) -> None:
-    if not isinstance(bits, int) or isinstance(bits, bool) or bits not in allowed:
-        raise RecipeError(f"{what} = {bits!r} is out of range; choose {allowed[0]} to {allowed[-1]}.")
-
-
-def _check_flag(what: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise RecipeError(f"{what} = {value!r} is neither true nor false.")
+def _method(values: dict[str, Any] | None, kinds: tuple[type[Any], ...]) -> Any:
+    """The method a dictionary describes; its "method" entry tells which of `kinds` it is."""
+    if values is None:
+        return None
+    by_name = {kind.method: kind for kind in kinds}
+    method = values["method"]
+    if method not in by_name:
+        raise TypeError(f"method {method!r} is not one of {', '.join(by_name)}")
+    options = {name: value for name, value in values.items() if name != "method"}
+    if "sites" in options:
+        if not isinstance(options["sites"], (list, tuple)):
+            raise TypeError(f"sites = {options['sites']!r} is no list")
+        options["sites"] = tuple(options["sites"])  # JSON knows no tuples
+    return by_name[method](**options)
 
 
 _DYNAMIC = ActivationFormat(8, "dynamic_per_token")
@@ -195,33 +164,78 @@ def _with_bits(form: Any, bits: int | None) -> Any:
     return None if bits is None else dataclasses.replace(form, bits=bits)
 
 
-def _min_max(weight_bits: int, activation_bits: int) -> Recipe:
-    return Recipe(
-        f"minmax-w{weight_bits}a{activation_bits}",
-        WeightFormat(weight_bits),
-        ActivationFormat(activation_bits),
-    )
+BITS = ((8, 8), (6, 6), (4, 8), (4, 6), (4, 4))
+"""Weight and activation bits at which every method has a named recipe."""
+
+METHODS: dict[str, str] = {
+    "minmax": "Extremes of calibration; symmetric weights",
+    "dynamic": "A range for every token, as it arrives; symmetric weights",
+    "mse": "Ranges of least error, averaged over steps",
+    "percentile": "Ranges without the outermost 0.1 % at either end",
+    "smoothquant": "Channel balancing (SmoothQuant, ViDiT-Q)",
+    "os-plus": "Channel shift and scale at all layers (Outlier Suppression+)",
+    "q-diffusion": "Step-uniform calibration and split shortcuts (Q-Diffusion)",
+    "tfmq-dm": "Temporal block with a range per step (TFMQ-DM)",
+    "qvd": "QVD: HTDQ on temporal features, SCRI on temporal attention",
+    "qvd-htdq": "QVD with HTDQ only",
+    "qvd-scri": "QVD with SCRI only, shift and scale",
+    "qvd-shift": "QVD with SCRI's shift only",
+    "qvd-scale": "QVD with SCRI's scale only",
+    "qvd-base": "QVD with neither: its quantizer alone",
+    "tabulated": "Control: qvd-base with the time path tabulated in floating point",
+}
+"""What each family of named recipes does, in a phrase."""
+
+
+def _named(method: str, weight_bits: int, activation_bits: int) -> Recipe:
+    """The recipe of one method at these bits.
+
+    All but "minmax" and "dynamic" share affine weights and 8 bits in the first and last layer, whose
+    last input stays in floating point, as in the public port of QVD and in Q-Diffusion: rows of a table
+    then differ by the method alone. QVD's own quantizer adds per-frame ranges.
+    """
+    name = f"{method}-w{weight_bits}a{activation_bits}"
+    if method in ("minmax", "dynamic"):
+        inputs = ActivationFormat(activation_bits, "static_per_tensor" if method == "minmax" else "dynamic_per_token")
+        return Recipe(name, WeightFormat(weight_bits), inputs)
+    per_tensor = ActivationFormat(activation_bits, search="mse")
+    per_frame = ActivationFormat(activation_bits, "static_per_frame", search="mse")
+    extremes = ActivationFormat(activation_bits)
+    choices: dict[str, dict[str, Any]] = {
+        "mse": {"activations": per_tensor},
+        "percentile": {"activations": ActivationFormat(activation_bits, search="percentile")},
+        "smoothquant": {"activations": extremes, "channels": ChannelBalancing()},
+        "os-plus": {"activations": extremes, "channels": ShiftAndScale(sites=("*",))},
+        "q-diffusion": {"activations": per_tensor, "split_shortcuts": True},
+        "tfmq-dm": {"activations": per_tensor, "temporal": TemporalBlock()},
+        "qvd": {"activations": per_frame, "temporal": HTDQ(), "channels": ShiftAndScale()},
+        "qvd-htdq": {"activations": per_frame, "temporal": HTDQ()},
+        "qvd-scri": {"activations": per_frame, "channels": ShiftAndScale()},
+        "qvd-shift": {"activations": per_frame, "channels": ShiftAndScale(scale=False)},
+        "qvd-scale": {"activations": per_frame, "channels": ShiftAndScale(shift=False)},
+        "qvd-base": {"activations": per_frame},
+        "tabulated": {"activations": per_frame, "temporal": Tabulated()},
+    }
+    edges = (Override("first_layer", 8, 8), Override("last_layer", 8, None))
+    return Recipe(name, WeightFormat(weight_bits, symmetric=False), overrides=edges, **choices[method])
 
 
 RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        _min_max(8, 8),
-        _min_max(6, 6),
-        _min_max(4, 8),
-        _min_max(4, 4),
-        Recipe("dynamic-w8a8", WeightFormat(8), ActivationFormat(8, "dynamic_per_token")),
-    )
+    recipe.name: recipe for method in METHODS for bits in BITS for recipe in (_named(method, *bits),)
 }
-"""The named recipes. min-max: symmetric per-channel weights, affine inputs over their calibrated range."""
+"""The named recipes, "METHOD-wWaA": every method of `METHODS` at all of `BITS`."""
 
 
 def get_recipe(name: str) -> Recipe:
     """The named recipe `name`.
 
     Raises:
-        RecipeError: there is none of that name; the message lists those there are.
+        RecipeError: there is none of that name; the message lists the methods and bits there are.
     """
     if name not in RECIPES:
-        raise RecipeError(f"Unknown recipe {name!r}; choose from {', '.join(RECIPES)}.")
+        bits = ", ".join(f"w{w}a{a}" for w, a in BITS)
+        raise RecipeError(
+            f"Unknown recipe {name!r}; choose METHOD-BITS, METHOD being one of {', '.join(METHODS)},"
+            f" and BITS one of {bits}."
+        )
     return RECIPES[name]

@@ -7,6 +7,7 @@ networks, so runs side by side cannot disturb each other.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import time
@@ -124,6 +125,11 @@ def generate(
     """
     model = source if isinstance(source, VideoModel) else source.model
     check_settings(model, settings)
+    if not isinstance(source, VideoModel) and source.frames not in (None, settings.frames):
+        raise GenerationError(
+            f"This variant has one grid for each of {source.frames} frames, and {settings.frames} are asked for: sample"
+            f" {source.frames} frames, or calibrate with {settings.frames}."
+        )
     return sample(model, source.denoiser, settings, on_step)
 
 
@@ -251,6 +257,9 @@ def _private_pipeline(model: VideoModel, denoiser: nn.Module) -> Any:
     shared = model.pipeline
     scheduler = type(shared.scheduler).from_config(shared.scheduler.config)
     components = {**shared.components, model.denoiser_name: denoiser, "scheduler": scheduler}
+    if components.get("tokenizer") is not None:
+        # Fast tokenizers keep the padding and truncation of their last call.
+        components["tokenizer"] = copy.deepcopy(components["tokenizer"])
     if isinstance(components.get("vae"), nn.Module):
         # Some decoders (Wan's) remember features from frame to frame, so every run has its own.
         components["vae"] = share_structure(components["vae"])

@@ -2,23 +2,55 @@
 
 A variant is a copy of the denoiser's structure that shares every tensor it does not quantize. Building
 one costs its codes and their dequantized weights; dropping it restores nothing because nothing was
-changed.
+changed. Channels are transformed first, then weights quantized, then grids fitted to what inputs have
+become: the order in which each sees what it will meet.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import dataclasses
+import functools
+import time
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from qvd_core.calibration.ranges import input_range
 from qvd_core.calibration.statistics import Statistics
+from qvd_core.calibration.temporal_features import sampler_timesteps, temporal_features
 from qvd_core.errors import CalibrationError, RecipeError, memory_errors
-from qvd_core.layers.quantized import DynamicPerToken, QuantizedLayer, StaticPerTensor
+from qvd_core.formats import HTDQ, ActivationFormat, ChannelBalancing, ShiftAndScale, Tabulated, matches
+from qvd_core.layers.clock import StepClock
+from qvd_core.layers.folded_norm import fold_into_norm
+from qvd_core.layers.inputs import (
+    DynamicPerToken,
+    Logarithmic,
+    OncePerInput,
+    StaticPerFrame,
+    StaticPerStep,
+    StaticPerTensor,
+    StaticSplit,
+)
+from qvd_core.layers.quantized import QuantizedLayer
+from qvd_core.layers.tabulated import TabulatedLayer
+from qvd_core.methods.channel_balancing import balance_channels
+from qvd_core.methods.htdq import CoefficientSearch, search_coefficient
+from qvd_core.methods.scri import (
+    SEARCHED_SEQUENCES,
+    SEARCHED_TOKENS,
+    ThresholdSearch,
+    centre_and_half_width,
+    search_threshold,
+    transform_at,
+)
 from qvd_core.models.loader import VideoModel
-from qvd_core.models.sites import Site
-from qvd_core.recipe import ActivationFormat, Recipe
+from qvd_core.models.sites import Site, find_inputs, shortcut_split
+from qvd_core.quantizers.channel_transform import ChannelTransform
+from qvd_core.quantizers.logarithmic import log_grid, port_grid
+from qvd_core.recipe import TIME_PATH, Recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +62,26 @@ class Variant:
         recipe: how.
         denoiser: drop-in replacement of the model's denoiser.
         engine: "simulate": integer codes, computed with in floating point.
+        transforms: by site, what is done to the channels of its input.
+        folded: the sites among them whose transformation the preceding norm makes, at no cost.
+        thresholds: by the first site that reads an input, how its threshold was found.
+        coefficients: by activation bits, how the relaxation coefficient of HTDQ was found.
+        frames: the clip length it has per-frame grids for; None if it has none.
+        clock: what ties some layers to the steps of the calibrated sampler; None if nothing does.
+        search_seconds: measured time of all searches: thresholds, coefficients, ranges.
     """
 
     model: VideoModel
     recipe: Recipe
     denoiser: nn.Module
     engine: str = "simulate"
+    transforms: dict[str, ChannelTransform] = field(default_factory=dict)
+    folded: frozenset[str] = frozenset()
+    thresholds: dict[str, ThresholdSearch] = field(default_factory=dict)
+    coefficients: dict[int, CoefficientSearch] = field(default_factory=dict)
+    frames: int | None = None
+    clock: StepClock | None = None
+    search_seconds: float = 0.0
 
 
 def quantize(model: VideoModel, recipe: Recipe, statistics: Statistics | None = None) -> Variant:
@@ -44,29 +90,246 @@ def quantize(model: VideoModel, recipe: Recipe, statistics: Statistics | None = 
     Args:
         model: left untouched.
         recipe: what to do at each site.
-        statistics: input ranges from `calibrate`; needed where inputs are quantized on a static grid.
+        statistics: of the inputs, from `calibrate`; needed for static grids and channel transformations.
+            Where a recipe treats steps one by one, those are the steps of the calibrated sampler.
 
     Raises:
-        RecipeError: an override matches no site of this model.
-        CalibrationError: statistics are needed and absent, of another model, or silent about a site.
+        RecipeError: a pattern matches no site of this model.
+        CalibrationError: statistics are needed and absent, of another model, or silent about a site; or
+            the recipe treats temporal features and this model has none that are known.
         OutOfMemory: the codes do not fit the device.
     """
+    check_recipe(model, recipe, statistics)
+    with memory_errors(f"the {recipe.name} variant of {model.spec.name}", "Drop another variant first."):
+        return _Builder(model, recipe, statistics).build()
+
+
+class _Builder:
+    """The steps of building one variant, and what they share."""
+
+    def __init__(self, model: VideoModel, recipe: Recipe, statistics: Statistics | None):
+        self.model, self.recipe, self.statistics = model, recipe, statistics
+        self.sites = {site.name: site for site in model.sites}
+        self.denoiser = share_structure(model.denoiser)
+        self.inputs = find_inputs(model.denoiser, model.sites)
+        self.quantizers: dict[tuple[str, ActivationFormat], nn.Module] = {}
+        self.transforms: dict[str, ChannelTransform] = {}
+        self.folded: set[str] = set()
+        self.frames: int | None = None
+        self.thresholds: dict[str, ThresholdSearch] = {}
+        self.coefficients: dict[int, CoefficientSearch] = {}
+
+    @functools.cached_property
+    def clock(self) -> StepClock:
+        timesteps = sampler_timesteps(self.model, self._steps)
+        if len(timesteps) != self._steps or len(set(timesteps.tolist())) != self._steps:
+            raise CalibrationError(
+                f"{self.recipe.name} treats every step by itself, and {type(self.model.pipeline.scheduler).__name__}"
+                f" visits {len(timesteps)} timesteps in {self._steps} steps, some of them twice; choose another recipe."
+            )
+        return StepClock(self.denoiser, timesteps)
+
+    @functools.cached_property
+    def features(self) -> Tensor:
+        """Temporal features [steps, C] in fp32, on the model's device."""
+        return temporal_features(self.model, self._steps).values.to(next(self.model.denoiser.parameters()).device)
+
+    @property
+    def _steps(self) -> int:
+        return self.model.spec.steps if self.statistics is None else self.statistics.run.steps
+
+    @torch.no_grad()
+    def build(self) -> Variant:
+        started = time.perf_counter()
+        if self.recipe.channels is not None:
+            self._transform_channels(self.recipe.channels)
+        seconds = time.perf_counter() - started
+        for site in self.model.sites:
+            weights, activations = self.recipe.formats(site.name, site.role)
+            original: Any = self.denoiser.get_submodule(site.name)
+            if site.role == "temporal_features" and isinstance(self.recipe.temporal, Tabulated):
+                self._replace(site.name, self._tabulated(original))
+                continue
+            transform = self.transforms.get(site.name)
+            if weights is None and activations is None and transform is None:
+                continue
+            split = shortcut_split(self.model.denoiser, site.name) if self.recipe.split_shortcuts else None
+            started = time.perf_counter()
+            quantize_input = None if activations is None else self._input_quantizer(site, activations, transform, split)
+            seconds += time.perf_counter() - started
+            here = transform is not None and site.name not in self.folded
+            layer = QuantizedLayer(original, site.kind, weights, quantize_input, transform, here, split)
+            self._replace(site.name, layer.to(original.weight.device))
+        return Variant(
+            self.model,
+            self.recipe,
+            self.denoiser.eval(),
+            transforms=self.transforms,
+            folded=frozenset(self.folded),
+            thresholds=self.thresholds,
+            coefficients=self.coefficients,
+            frames=self.frames,
+            clock=self.__dict__.get("clock"),  # if any layer has asked for it
+            search_seconds=seconds,
+        )
+
+    def _replace(self, name: str, module: nn.Module) -> None:
+        parent, _, child = name.rpartition(".")
+        setattr(self.denoiser.get_submodule(parent), child, module)
+
+    # Channels
+
+    def _transform_channels(self, method: ShiftAndScale | ChannelBalancing) -> None:
+        statistics = self._statistics_of
+        for shared in self.inputs:
+            readers = [self.sites[name] for name in shared.consumers]
+            if any(s.role in TIME_PATH for s in readers) and self.recipe.temporal is not None:
+                continue  # it has a method of its own
+            if not any(matches(pattern, s.name, s.role) for pattern in method.sites for s in readers):
+                continue
+            low, high = statistics(readers[0])
+            layers: list[Any] = [self.denoiser.get_submodule(name) for name in shared.consumers]
+            if getattr(layers[0], "groups", 1) != 1:
+                continue  # each group of outputs reads channels of its own
+            if _pads_with_zeros(layers[0]):
+                low, high = low.clamp(max=0), high.clamp(min=0)
+            weights = [layer.weight for layer in layers]
+            if isinstance(method, ChannelBalancing):
+                transform = balance_channels(low, high, weights, method.strength)
+            else:
+                transform = self._shift_and_scale(method, readers, low, high, weights)
+            self.transforms |= dict.fromkeys(shared.consumers, transform)
+            if shared.norm is not None and fold_into_norm(self.denoiser, shared.norm, transform):
+                self.folded.update(shared.consumers)
+
+    def _shift_and_scale(
+        self, method: ShiftAndScale, readers: list[Site], low: Tensor, high: Tensor, weights: list[Any]
+    ) -> ChannelTransform:
+        first = readers[0]
+        assert self.statistics is not None
+        tokens = self.statistics.tokens[first.name]
+        if method.steps == "first":
+            low, high, tokens = low[:1], high[:1], tokens[:1]
+        centre, half_width = centre_and_half_width(low.amin(0), high.amax(0), method.shift)
+        weight_format, input_format = self.recipe.formats(first.name, first.role)
+        if not method.scale or input_format is None:
+            return transform_at(centre, half_width, float("inf"))
+        attention = None
+        if len(readers) == 3 and tokens.shape[2] > 1:
+            module: Any = self.denoiser.get_submodule(first.name.rpartition(".")[0])
+            attention = (module.heads, module.scale)
+        tokens = tokens.flatten(0, 1)
+        most = SEARCHED_TOKENS if attention is None else SEARCHED_SEQUENCES
+        tokens = tokens[torch.linspace(0, len(tokens) - 1, min(len(tokens), most)).long()]
+        search = search_threshold(tokens, centre, half_width, weights, weight_format, input_format, attention)
+        self.thresholds[first.name] = search
+        return transform_at(centre, half_width, search.threshold)
+
+    def _statistics_of(self, site: Site) -> tuple[Tensor, Tensor]:
+        assert self.statistics is not None
+        if site.name not in self.statistics.low:
+            raise CalibrationError(f"The statistics say nothing about {site.name}, which calibration never ran.")
+        return self.statistics.low[site.name], self.statistics.high[site.name]
+
+    # Inputs
+
+    def _input_quantizer(
+        self, site: Site, form: ActivationFormat, transform: ChannelTransform | None, split: int | None
+    ) -> nn.Module:
+        """That of `site`, shared with the other readers of its input if they want the same."""
+        readers = next(shared.consumers for shared in self.inputs if site.name in shared.consumers)
+        alike = [n for n in readers if self.recipe.formats(n, self.sites[n].role)[1] == form]
+        if (alike[0], form) not in self.quantizers:
+            quantizer = self._new_input_quantizer(site, form, transform, split)
+            # Layers that transform their input themselves each make a tensor of their own.
+            shared = len(alike) > 1 and (transform is None or site.name in self.folded)
+            self.quantizers[alike[0], form] = OncePerInput(quantizer, len(alike)) if shared else quantizer
+        return self.quantizers[alike[0], form]
+
+    def _new_input_quantizer(
+        self, site: Site, form: ActivationFormat, transform: ChannelTransform | None, split: int | None
+    ) -> nn.Module:
+        if site.role == "temporal_features" and isinstance(self.recipe.temporal, HTDQ):
+            return self._logarithmic(self.recipe.temporal, form.bits)
+        if form.range == "dynamic_per_token":
+            return DynamicPerToken(form, site.kind)
+        self._statistics_of(site)
+        assert self.statistics is not None
+        padded = _pads_with_zeros(self.denoiser.get_submodule(site.name))
+        if split is not None:  # one grid for each part, whatever the others have
+            whole = dataclasses.replace(form, range="static_per_tensor")
+            parts = [
+                input_range(self.statistics, site.name, whole, transform, part, padded)
+                for part in (slice(split), slice(split, None))
+            ]
+            low, high = (torch.cat(ends) for ends in zip(*parts, strict=True))
+            return StaticSplit(low, high, form, split, site.in_channels)
+        low, high = input_range(self.statistics, site.name, form, transform, includes_zero=padded)
+        if form.range == "static_per_step":
+            return StaticPerStep(low, high, form, self.clock)
+        if len(low) > 1:
+            self.frames = len(low)
+            return StaticPerFrame(low, high, form)
+        return StaticPerTensor(low, high, form)
+
+    def _logarithmic(self, method: HTDQ, bits: int) -> Logarithmic:
+        absmax = self.features.abs().max()
+        if method.port:
+            return Logarithmic(port_grid(absmax, bits))
+        if method.coefficient is not None:
+            coefficient = method.coefficient
+        else:
+            if bits not in self.coefficients:
+                self.coefficients[bits] = search_coefficient(
+                    self.features,
+                    bits,
+                    form=method.form,
+                    sign_inside=method.sign_inside,
+                    radius=method.radius,
+                    weight=method.discriminability_weight,
+                    centred=method.centred,
+                )
+            coefficient = self.coefficients[bits].coefficient
+        return Logarithmic(
+            log_grid(absmax, torch.as_tensor(coefficient).to(absmax), bits, method.form, method.sign_inside)
+        )
+
+    def _tabulated(self, layer: Any) -> TabulatedLayer:
+        return TabulatedLayer(layer(self.features.to(layer.weight.dtype)), self.clock)
+
+
+def _pads_with_zeros(layer: Any) -> bool:
+    """Whether a convolution's input is framed by zeros that calibration does not see."""
+    return any(getattr(layer, "_reversed_padding_repeated_twice", ())) and layer.padding_mode == "zeros"
+
+
+def check_recipe(model: VideoModel, recipe: Recipe, statistics: Statistics | None) -> None:
+    """Refuse what `quantize` would, as far as can be told at once.
+
+    Raises:
+        RecipeError: a pattern matches no site.
+        CalibrationError: statistics are needed and absent, or of another model or sampler; or temporal
+            features are treated that the model does not have.
+    """
     check_overrides(model, recipe)
+    if recipe.temporal is not None and not any(site.role == "temporal_features" for site in model.sites):
+        raise CalibrationError(
+            f"{recipe.name} treats temporal features, and {model.spec.name} ({type(model.denoiser).__name__}) has no"
+            " layers known to take them; choose a recipe without a temporal method, such as qvd-scri or mse."
+        )
     if statistics is not None:
         statistics.check_model(model.spec.name, model.fingerprint)
-    with memory_errors(f"the {recipe.name} variant of {model.spec.name}", "Drop another variant first."):
-        denoiser = share_structure(model.denoiser)
-        for site in model.sites:
-            weights, activations = recipe.formats(site.name, site.role)
-            if weights is None and activations is None:
-                continue
-            original: Any = denoiser.get_submodule(site.name)
-            layer = QuantizedLayer(
-                original, site.kind, weights, _input_quantizer(site, activations, statistics, recipe)
+        sampler = type(model.pipeline.scheduler).__name__
+        if recipe.needs_statistics and statistics.run.sampler != sampler:
+            raise CalibrationError(
+                f"These statistics were made with {statistics.run.sampler}, but {model.spec.name} samples with"
+                f" {sampler}, whose steps differ; calibrate again."
             )
-            parent, _, child = site.name.rpartition(".")
-            setattr(denoiser.get_submodule(parent), child, layer.to(original.weight.device))
-    return Variant(model, recipe, denoiser.eval())
+    elif recipe.needs_statistics:
+        raise CalibrationError(
+            f"{recipe.name} relies on calibrated ranges: pass statistics=calibrate(model, prompts), or use a"
+            " dynamic recipe."
+        )
 
 
 def share_structure(module: nn.Module) -> nn.Module:
@@ -76,31 +339,17 @@ def share_structure(module: nn.Module) -> nn.Module:
 
 
 def check_overrides(model: VideoModel, recipe: Recipe) -> None:
-    """Refuse an override that would silently do nothing.
+    """Refuse a pattern that would silently do nothing.
 
     Raises:
         RecipeError: it matches no site; the message lists the model's roles.
     """
-    for override in recipe.overrides:
-        if not any(override.matches(site.name, site.role) for site in model.sites):
+    patterns = [override.sites for override in recipe.overrides]
+    if recipe.channels is not None:
+        patterns += recipe.channels.sites
+    for pattern in patterns:
+        if not any(matches(pattern, site.name, site.role) for site in model.sites):
             roles = ", ".join(sorted({site.role for site in model.sites}))
             raise RecipeError(
-                f"No site of {model.spec.name} matches {override.sites!r}; use a module path or a role: {roles}."
+                f"No site of {model.spec.name} matches {pattern!r}; use a module path or a role: {roles}."
             )
-
-
-def _input_quantizer(
-    site: Site, form: ActivationFormat | None, statistics: Statistics | None, recipe: Recipe
-) -> nn.Module | None:
-    if form is None:
-        return None
-    if form.range == "dynamic_per_token":
-        return DynamicPerToken(form, site.kind)
-    if statistics is None:
-        raise CalibrationError(
-            f"{recipe.name} quantizes inputs on static grids, which need calibrated ranges:"
-            " pass statistics=calibrate(model, prompts), or use a dynamic recipe."
-        )
-    if site.name not in statistics.low:
-        raise CalibrationError(f"The statistics say nothing about {site.name}, which calibration never ran.")
-    return StaticPerTensor(*statistics.tensor_range(site.name), form)

@@ -62,6 +62,17 @@ def wan(wan_folder: Path) -> VideoModel:
 
 
 @pytest.fixture(scope="session")
+def ltx(tmp_path_factory: pytest.TempPathFactory) -> VideoModel:
+    """A tiny LTX pipeline: another family without a site map."""
+    from qvd_core.models.loader import VideoModel, load
+    from tests.tiny_pipelines import save_ltx
+
+    loaded = load(str(save_ltx(tmp_path_factory.mktemp("models") / "tiny-ltx")), device="cpu")
+    spec = replace(loaded.spec, frames=9, height=32, width=32, steps=2)
+    return VideoModel(spec, loaded.pipeline, loaded.denoiser_name, loaded.device)
+
+
+@pytest.fixture(scope="session")
 def settings(model: VideoModel) -> Settings:
     from qvd_core.sampling import default_settings
 
@@ -109,3 +120,19 @@ def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limited
+
+
+@pytest.fixture(scope="session")
+def mini() -> VideoModel:
+    """The model that ships with the project. Its weights may change, so nothing may depend on their values."""
+    from qvd_core.models.loader import load
+
+    return load("animatediff-mini", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def mini_statistics(mini: VideoModel) -> Statistics:
+    """Of one small clip and two steps, which takes a moment."""
+    from qvd_core.calibration.calibrate import calibrate
+
+    return calibrate(mini, [CAPTION], steps=2, frames=4, height=32, width=32)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import imageio.v2 as imageio
@@ -20,7 +22,7 @@ from qvd_core.scores import compare
 from qvd_core.variant import quantize
 
 CAPTION = "a red circle moving left on a striped gray background"
-COMMANDS = ("models", "generate", "calibrate", "compare", "evaluate")
+COMMANDS = ("models", "generate", "calibrate", "compare", "errors", "evaluate", "benchmark")
 
 
 @pytest.fixture
@@ -178,35 +180,70 @@ def test_compare_calibrates_where_nothing_is_shipped(clip, tmp_path, capsys):
 
 
 def test_evaluate(tiny, statistics_file, tmp_path, capsys):
-    options = ["--clips", "2", "--steps", "1", "--seed", "4", "--recipes", "minmax-w4a8,dynamic-w8a8"]
+    options = ["--clips", "2", "--steps", "1", "--seed", "4", "--recipes", "minmax-w4a8,dynamic-w8*"]
     options += ["--statistics", str(statistics_file), "--out", str(tmp_path / "report.json")]
     assert main(["evaluate", *tiny, *options]) == 0
-    header, *lines = capsys.readouterr().out.splitlines()
-    assert header.startswith("recipe")
-    assert [line.split("  ")[0] for line in lines] == ["full precision", "minmax-w4a8", "dynamic-w8a8"]
+    out = capsys.readouterr().out
+    names = ["full precision", "full precision, other seeds", "minmax-w4a8", "dynamic-w8a8"]
+    assert [line.split(" | ")[0].strip("| ") for line in out.splitlines()[2:6]] == names
     report = strict_json((tmp_path / "report.json").read_text())
-    assert [(c["recipe"], c["seed"]) for c in report["clips"]] == [
-        (name, seed) for seed in (4, 5) for name in ("full precision", "minmax-w4a8", "dynamic-w8a8")
-    ]
-    assert [row["clips"] for row in report["summary"]] == [2, 2, 2]
+    assert [(row["recipe"], row["clips"]) for row in report["rows"]] == [(name, 2) for name in names]
+    assert (tmp_path / "report.md").read_text() == out.removesuffix("\n")
+    assert (tmp_path / "report.csv").read_text().count("\n") == 5
+    assert len(list((tmp_path / "report.clips").glob("*.npz"))) == 8
 
 
 def test_evaluate_calibrates_where_nothing_is_shipped(tiny, capsys):
     assert main(["evaluate", *tiny, "--clips", "1", "--steps", "1", "--recipes", "minmax-w8a8", "--json"]) == 0
     captured = capsys.readouterr()
     assert "calibrating now" in captured.err
-    assert math.isfinite(strict_json(captured.out)["clips"][1]["psnr_db"])
+    assert math.isfinite(strict_json(captured.out)["rows"][2]["estimates"]["psnr_db"]["value"])
 
 
 def test_evaluate_writes_json_even_of_identical_clips(tiny, tmp_path, capsys):
     recipe = tmp_path / "mine.json"
     recipe.write_text(json.dumps(Recipe("mine", None, None).to_dict()))
     assert main(["evaluate", *tiny, "--clips", "1", "--steps", "1", "--recipes", str(recipe), "--json"]) == 0
-    assert strict_json(capsys.readouterr().out)["clips"][1]["psnr_db"] is None
+    row = strict_json(capsys.readouterr().out)["rows"][2]
+    assert (row["identical"], "psnr_db" in row["estimates"]) == (1, False)
+
+
+def test_errors(clip, capsys, model):
+    assert main(["errors", *clip, "--recipe", "dynamic-w4a4", "--json"]) == 0
+    by_site = strict_json(capsys.readouterr().out)["by_site"]
+    assert by_site.keys() == {site.name for site in model.sites}
+    assert all(len(values) == 2 for values in by_site.values())
+    assert main(["errors", *clip, "--recipe", "dynamic-w4a4"]) == 0
+    assert "temporal_attention" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_table_of_one(tiny_folder, statistics_file, tmp_path):
+    options = ["evaluate", "--model", str(tiny_folder), "--device", "cpu", "--clips", "3", "--steps", "1"]
+    options += ["--recipes", "minmax-w8a8", "--statistics", str(statistics_file)]
+    together = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    subprocess.run(
+        [*together, "-m", "qvd_core", *options, "--out", str(tmp_path / "two.json")], check=True, timeout=300
+    )
+    assert main([*options, "--out", str(tmp_path / "one.json")]) == 0
+    one, two = (strict_json((tmp_path / name).read_text())["rows"] for name in ("one.json", "two.json"))
+    assert [row["recipe"] for row in one] == [row["recipe"] for row in two]
+    assert [row["estimates"] for row in one] == [row["estimates"] for row in two]
+
+
+def test_benchmark_calibration(tiny, capsys):
+    assert main(["benchmark", "calibration", *tiny, "--repeats", "1", "--prompts", "1", "--no-compile", "--json"]) == 0
+    result = strict_json(capsys.readouterr().out)
+    seconds, memory = result["seconds"], result["peak_memory_bytes"]
+    assert result["ratio_calibration_to_sampling"] == seconds["calibration"] / seconds["sampling"]
+    assert result["ratio_search_to_sampling"] == seconds["search"] / seconds["sampling"]
+    assert result["ratio_simulated_to_float"] == seconds["step_simulated"] / seconds["step_float"]
+    assert result["ratio_peak_memory"] == memory["calibration"] / memory["sampling"]
+    assert all(value > 0 for value in [*seconds.values(), *memory.values()])
 
 
 REFUSED = {
-    "unknown-recipe": (["compare", "--recipe", "w8"], "Unknown recipe 'w8'; choose from"),
+    "unknown-recipe": (["compare", "--recipe", "w8"], "Unknown recipe 'w8'; choose METHOD-BITS"),
     "no-recipe-file": (["compare", "--recipe", "nowhere.json"], "Cannot read the recipe nowhere.json"),
     "damaged-recipe-file": (["compare", "--recipe", "TMP/damaged.json"], "Cannot read the recipe"),
     "junk-recipe-file": (["compare", "--recipe", "TMP/junk.json"], "Not a recipe"),
@@ -223,8 +260,8 @@ REFUSED = {
     "out-below-a-file": (["generate", "--out", "TMP/junk.json/clip.mp4"], "Cannot write .*choose another folder"),
     "compare-out-is-a-file": (["compare", "--recipe", "dynamic-w8a8", "--out", "TMP/junk.json"], "Cannot write"),
     "calibrate-count": (["calibrate", "--count", "-1"], "--count -1 is out of range; choose 1 or more"),
-    "no-clips": (["evaluate", "--clips", "0"], "--clips 0 is out of range; choose 1 to 208"),
-    "too-many-clips": (["evaluate", "--clips", "209"], "--clips 209 is out of range"),
+    "no-clips": (["evaluate", "--clips", "0"], "--clips 0 is out of range; choose 1 to 10000"),
+    "too-many-clips": (["evaluate", "--clips", "10001"], "--clips 10001 is out of range"),
     "evaluate-unknown-recipe": (["evaluate", "--recipes", "minmax-w8a8,best"], "Unknown recipe 'best'"),
 }
 

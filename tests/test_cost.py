@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from qvd_core.cost import site_costs
+from qvd_core.formats import ActivationFormat, Override, WeightFormat
 from qvd_core.models.sites import Site
-from qvd_core.recipe import ActivationFormat, Override, Recipe, WeightFormat, get_recipe
+from qvd_core.recipe import Recipe, get_recipe
 
 
 def site(name="layer", inputs=10, outputs=6, kernel=1, bias=True) -> Site:
     parameters = inputs * outputs * kernel + (outputs if bias else 0)
-    return Site(name, "linear", "linear" if kernel == 1 else "conv2d", "", inputs, outputs, parameters, bias)
+    return Site(name, "linear", "linear" if kernel == 1 else "conv2d", "", inputs, outputs, parameters, bias, False)
 
 
 def cost(recipe: Recipe, layer: Site | None = None, macs: dict[str, int] | None = None):

@@ -1,4 +1,4 @@
-"""Many prompts under many recipes: the rows, what they hold, and their summary."""
+"""Many prompts under many recipes: what each result holds, and results that are kept."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from qvd_core.errors import CalibrationError, Cancelled, QvdError
-from qvd_core.evaluation import REFERENCE, ClipResult, evaluate, summarize
+from qvd_core.evaluation import NETWORK_OF, NOISE_FLOOR, OTHER_SEEDS, REFERENCE, ClipResult, evaluate, unavailable
+from qvd_core.metrics.fidelity import psnr
 from qvd_core.models.loader import VideoModel
 from qvd_core.recipe import Recipe, get_recipe
 from qvd_core.sampling import default_settings, generate
@@ -48,12 +49,11 @@ def test_rows_hold_the_scores_of_the_same_clips_made_by_hand(large, results):
     for prompt, seed, reference, row in zip((CAPTION, OTHER), (5, 6), results[::2], results[1::2], strict=True):
         settings = default_settings(large, prompt, seed=seed)
         scores = compare(generate(large, settings), generate(variant, settings))
-        assert (row.psnr_db, row.ssim, row.final_latent_error) == (
-            scores.psnr_db,
-            scores.ssim,
-            scores.latent_error[-1],
-        )
-        assert (reference.psnr_db, reference.ssim, reference.final_latent_error) == (None, None, None)
+        assert row.measures["psnr_db"] == scores.psnr_db
+        assert row.measures["ssim"] == scores.ssim
+        assert row.measures["latent_error"] == scores.latent_error[-1]
+        assert row.latent_error_by_step == scores.latent_error
+        assert not {"psnr_db", "ssim", "latent_error"} & reference.measures.keys()
 
 
 def test_only_captions_of_the_world_are_read(large, results):
@@ -93,53 +93,90 @@ def test_what_cannot_be_evaluated_is_refused_before_any_clip(model):
     rows = []
     with pytest.raises(QvdError, match="at least one prompt"):
         evaluate(model, [], [])
-    with pytest.raises(CalibrationError, match="static grids"):
+    with pytest.raises(CalibrationError, match="calibrated ranges"):
         evaluate(model, [get_recipe("minmax-w8a8")], [OTHER], on_result=rows.append)
     assert not rows
 
 
 def test_a_recipe_that_changes_nothing_is_infinitely_close(model):
     _, row = evaluate(model, [Recipe("nothing", None, None)], [OTHER])
-    assert (row.psnr_db, row.ssim, row.final_latent_error) == (math.inf, pytest.approx(1), 0)
+    assert row.measures["psnr_db"] == math.inf
+    assert row.measures["ssim"] == pytest.approx(1)
+    assert row.measures["latent_error"] == 0
 
 
-def result(recipe: str, psnr_db: float | None, caption: dict[str, bool] | None = None, seconds=1.0) -> ClipResult:
-    return ClipResult(recipe, "p", 0, psnr_db, None if psnr_db is None else 0.5, None, caption, seconds)
+def test_results_are_kept_and_not_made_again(large, tmp_path, results):
+    recipes = [get_recipe("dynamic-w8a8")]
+    first = evaluate(large, recipes, [CAPTION, OTHER], seed=5, cache=tmp_path)
+    assert len(list(tmp_path.glob("*.npz"))) == 4
+    steps: list[object] = []
+    again = evaluate(large, recipes, [CAPTION, OTHER], seed=5, cache=tmp_path, on_step=steps.append)
+    assert not steps
+    for made, kept in zip(first, again, strict=True):
+        assert (kept.recipe, kept.number, kept.prompt, kept.seed) == (made.recipe, made.number, made.prompt, made.seed)
+        assert kept.measures == made.measures
+        assert kept.latent_error_by_step == made.latent_error_by_step
+        assert kept.caption == made.caption
 
 
-def test_summary_in_closed_form():
-    read = [{"shape": True, "colour": False}, {"shape": True, "colour": True}]
-    rows = summarize(
-        [
-            result(REFERENCE, None, read[0], seconds=2.0),
-            result("w4", 10.0, read[0], seconds=3.0),
-            result(REFERENCE, None, None, seconds=4.0),
-            result("w4", 13.0, None, seconds=5.0),
-            result("w4", math.inf, read[1], seconds=4.0),
-        ]
-    )
-    assert [(row["recipe"], row["clips"]) for row in rows] == [(REFERENCE, 2), ("w4", 3)]
-    reference, quantized = rows
-    assert (reference["psnr_db"], reference["psnr_db_standard_error"]) == (None, None)
-    assert reference["caption_accuracy"] == {"shape": 1.0, "colour": 0.0}
-    assert reference["seconds_per_clip"] == 3.0
-    # Identical clips have no finite PSNR and are left out of its mean.
-    assert quantized["psnr_db"] == 11.5
-    assert quantized["psnr_db_standard_error"] == pytest.approx(1.5)
-    assert (quantized["ssim"], quantized["ssim_standard_error"]) == (0.5, 0.0)
-    assert quantized["caption_accuracy"] == {"shape": 1.0, "colour": 0.5}
-    assert quantized["seconds_per_clip"] == 4.0
+@pytest.mark.parametrize("change", ["seed", "steps", "recipe"])
+def test_a_kept_result_serves_only_what_it_was_made_for(large, tmp_path, change):
+    recipe = get_recipe("dynamic-w8a8")
+    recipe = replace(recipe, name="x")
+    evaluate(large, [recipe], [CAPTION], seed=5, steps=1, cache=tmp_path)
+    if change == "recipe":
+        recipe = replace(recipe, activations=replace(recipe.activations, bits=4))
+    steps: list[object] = []
+    seed, count = (6 if change == "seed" else 5), (2 if change == "steps" else 1)
+    evaluate(large, [recipe], [CAPTION], seed=seed, steps=count, cache=tmp_path, on_step=steps.append)
+    assert steps
 
 
-def test_summary_of_one_clip_has_no_standard_error_and_no_readings():
-    (row,) = summarize([result("w4", 10.0)])
-    assert row["psnr_db"] == 10.0
-    assert row["psnr_db_standard_error"] is None
-    assert "caption_accuracy" not in row
+@pytest.mark.parametrize("damage", [b"", b"not a zip", None], ids=["empty", "text", "truncated"])
+def test_a_damaged_result_is_made_again(large, tmp_path, damage):
+    (made,) = evaluate(large, [], [OTHER], cache=tmp_path)
+    (path,) = tmp_path.glob("*.npz")
+    path.write_bytes(path.read_bytes()[:-30] if damage is None else damage)
+    assert ClipResult.load(path) is None
+    (again,) = evaluate(large, [], [OTHER], cache=tmp_path)
+    assert again.measures == made.measures
+    assert ClipResult.load(path) is not None
 
 
-def test_summary_of_nothing():
-    assert summarize([]) == []
+def test_shares_of_the_work_make_up_the_whole(model, tmp_path):
+    prompts, recipe = [OTHER, "a cat", "a dog"], get_recipe("dynamic-w8a8")
+    parts = [evaluate(model, [recipe], prompts, share=(part, 2), cache=tmp_path) for part in (0, 1)]
+    assert [[r.number for r in part] for part in parts] == [[0, 0, 2, 2], [1, 1]]
+    steps: list[object] = []
+    whole = evaluate(model, [recipe], prompts, cache=tmp_path, on_step=steps.append)
+    assert not steps
+    alone = evaluate(model, [recipe], prompts)
+    assert [r.measures for r in whole] == [r.measures for r in alone]
+
+
+def test_the_noise_floor_is_another_clip_of_the_same_caption(model):
+    reference, floor = evaluate(model, [], [OTHER], seed=3, noise_floor=True)
+    assert (floor.recipe, floor.number, floor.prompt) == (NOISE_FLOOR, 0, OTHER)
+    assert floor.seed == reference.seed + OTHER_SEEDS
+    other = generate(model, default_settings(model, OTHER, seed=floor.seed))
+    mine = generate(model, default_settings(model, OTHER, seed=3))
+    assert floor.measures["psnr_db"] == psnr(mine.frames, other.frames)
+
+
+def test_networks_that_are_here_are_used_and_the_others_named(large, monkeypatch):
+    missing = unavailable()
+    clip = replace(large.spec, frames=9)
+    model = VideoModel(clip, large.pipeline, large.denoiser_name, large.device)
+    reference, floor = evaluate(model, [], [CAPTION], networks=True, noise_floor=True)
+    for measure in NETWORK_OF:
+        there = measure in floor.measures or measure in floor.features
+        assert there is (measure not in missing), measure
+    assert "lpips" not in reference.measures
+    assert "temporal_flickering" in reference.measures
+    if "i3d" not in missing:
+        assert floor.features["i3d"].shape == (400,)
+    if "inception" not in missing:
+        assert floor.features["inception"].shape == (4, 2048)
 
 
 def test_two_recipes_of_one_name_are_refused(large):

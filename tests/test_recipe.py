@@ -5,12 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+from dataclasses import replace
 from urllib.parse import quote
 
 import pytest
 
 from qvd_core.errors import RecipeError
-from qvd_core.recipe import RECIPES, ActivationFormat, Override, Recipe, WeightFormat, get_recipe
+from qvd_core.formats import (
+    HTDQ,
+    ActivationFormat,
+    ChannelBalancing,
+    Override,
+    ShiftAndScale,
+    Tabulated,
+    TemporalBlock,
+    WeightFormat,
+)
+from qvd_core.recipe import BITS, METHODS, RECIPES, Recipe, get_recipe
 
 CUSTOM = [
     Recipe("mine & yours = 100 %", WeightFormat(3, symmetric=False), ActivationFormat(7, "dynamic_per_token", True)),
@@ -22,6 +33,19 @@ CUSTOM = [
         WeightFormat(4),
         ActivationFormat(8),
         (Override("temporal_attention", 8, None), Override("up_blocks.*", None, 16), Override("conv_in", None, None)),
+    ),
+]
+CUSTOM += [
+    Recipe("htdq", None, None, temporal=HTDQ(form="H2", sign_inside=False, coefficient=2.5, centred=True)),
+    Recipe("port", WeightFormat(8), ActivationFormat(8, "static_per_frame"), temporal=HTDQ(port=True)),
+    Recipe("block", WeightFormat(8), ActivationFormat(8, "static_per_step"), temporal=TemporalBlock()),
+    Recipe("table", None, None, temporal=Tabulated(), split_shortcuts=True),
+    Recipe("shift", None, None, channels=ShiftAndScale(scale=False, sites=("*.to_q", "linear"), steps="first")),
+    Recipe(
+        "balance",
+        None,
+        ActivationFormat(4, search="percentile"),
+        channels=ChannelBalancing(strength=0.15, sites=("conv_in",)),
     ),
 ]
 every_recipe = pytest.mark.parametrize("recipe", [*RECIPES.values(), *CUSTOM], ids=lambda r: r.name)
@@ -74,7 +98,8 @@ def test_every_activation_width_in_range_is_allowed(bits):
 @pytest.mark.parametrize("name", ["per_tensor", "", None, 8, ["static_per_tensor"]], ids=repr)
 def test_unknown_activation_range(name):
     with pytest.raises(
-        RecipeError, match=r"Unknown activation range .*; choose static_per_tensor or dynamic_per_token"
+        RecipeError,
+        match=r"Unknown activation range .*; choose from static_per_tensor, static_per_frame, static_per_step, dynamic",
     ):
         ActivationFormat(8, name)
 
@@ -123,6 +148,15 @@ def recipe_dict(bits=8, **changes):
         recipe_dict(overrides=[7]),
         recipe_dict(overrides=7),
         recipe_dict(method="magic"),
+        recipe_dict(temporal="htdq"),
+        recipe_dict(temporal={}),
+        recipe_dict(temporal={"method": "magic"}),
+        recipe_dict(temporal={"method": ["htdq"]}),
+        recipe_dict(temporal={"method": "shift_and_scale"}),
+        recipe_dict(temporal={"method": "htdq", "colour": "red"}),
+        recipe_dict(channels={"method": "tabulated"}),
+        recipe_dict(channels=["shift_and_scale"]),
+        recipe_dict(channels={"method": "shift_and_scale", "sites": 5}),
     ],
     ids=lambda junk: json.dumps(junk)[:60],
 )
@@ -136,7 +170,7 @@ def test_junk_is_no_recipe(junk):
     [
         ("", "Unknown recipe ''"),
         ("recipe=", "Unknown recipe ''"),
-        ("recipe=minmax-w3a3", "Unknown recipe 'minmax-w3a3'; choose from minmax-w8a8, "),
+        ("recipe=minmax-w3a3", r"Unknown recipe 'minmax-w3a3'; choose METHOD-BITS.* minmax, .* w8a8, "),
         ("model=x", "Unknown recipe ''"),
         ("recipe=%7B%22name%22", "The recipe in this link is damaged"),
         ("recipe=%7B%7D", "Not a recipe"),
@@ -157,10 +191,11 @@ def test_a_link_cut_anywhere_is_refused_or_whole():
             Recipe.from_query(query[:length])
 
 
-def test_unknown_names_list_the_known_ones():
+def test_unknown_names_list_the_methods_and_bits():
     with pytest.raises(RecipeError) as caught:
         get_recipe("w8a8")
-    assert all(name in str(caught.value) for name in RECIPES)
+    message = str(caught.value).replace(",", " ").replace(".", " ").split()
+    assert all(method in message and bits in message for method, bits in (n.rsplit("-", 1) for n in RECIPES))
 
 
 def test_the_last_matching_override_decides():
@@ -175,7 +210,7 @@ def test_the_last_matching_override_decides():
     assert activations == ActivationFormat(16, "dynamic_per_token", True)
     assert recipe.formats("down_blocks.1.to_k", "temporal_attention")[0] is None
     assert recipe.formats("down_blocks.1.to_q", "temporal_attention") == (WeightFormat(2, symmetric=False), None)
-    assert recipe.formats("conv_in", "first_convolution") == (recipe.weights, recipe.activations)
+    assert recipe.formats("conv_in", "first_layer") == (recipe.weights, recipe.activations)
 
 
 @pytest.mark.parametrize(
@@ -219,14 +254,57 @@ def test_only_static_inputs_need_statistics(activations, needed):
     assert Recipe("x", WeightFormat(8), activations).needs_statistics is needed
 
 
+def test_sites_of_a_method_are_a_list_in_a_dictionary():
+    """A lone string would be read as one pattern for each of its letters."""
+    values = recipe_dict(channels={"method": "channel_balancing", "sites": "conv_in"})
+    with pytest.raises(RecipeError, match="conv_in"):
+        Recipe.from_dict(values)
+
+
+def test_the_time_path_follows_its_method():
+    static, dynamic = ActivationFormat(8, "static_per_frame", search="mse"), ActivationFormat(8, "dynamic_per_token")
+    for role in ("time_embedding", "temporal_features"):
+        for inputs, expected in ((static, replace(static, range="static_per_step")), (dynamic, dynamic), (None, None)):
+            recipe = Recipe("x", WeightFormat(4), inputs, temporal=TemporalBlock())
+            assert recipe.formats("a", role) == (WeightFormat(4), expected)
+            assert recipe.formats("a", "linear") == (WeightFormat(4), inputs)
+            tabulated = replace(recipe, temporal=Tabulated(), overrides=(Override("*", 2, 3),))
+            assert tabulated.formats("a", role) == (None, None)
+            assert replace(recipe, temporal=HTDQ()).formats("a", role) == (WeightFormat(4), inputs)
+
+
+def test_channels_need_statistics_and_methods_of_the_time_path_none():
+    dynamic = ActivationFormat(8, "dynamic_per_token")
+    assert Recipe("x", None, None, channels=ChannelBalancing()).needs_statistics
+    assert Recipe("x", WeightFormat(8), dynamic, channels=ShiftAndScale()).needs_statistics
+    assert not Recipe("x", WeightFormat(8), dynamic, temporal=HTDQ()).needs_statistics
+    assert not Recipe("x", WeightFormat(8), None, temporal=Tabulated()).needs_statistics
+
+
+def test_edges_keep_eight_bits_in_all_methods_that_are_compared():
+    for name, recipe in RECIPES.items():
+        if name.startswith(("minmax", "dynamic")):
+            assert recipe.overrides == ()
+            continue
+        weights, inputs = recipe.formats("conv_in", "first_layer")
+        assert (weights.bits, inputs.bits) == (8, 8)
+        weights, inputs = recipe.formats("conv_out", "last_layer")
+        assert (weights.bits, inputs) == (8, None)
+
+
 def test_named_recipes_are_what_their_names_say():
     for name, recipe in RECIPES.items():
-        method, _, widths = name.partition("-w")
+        method, _, widths = name.rpartition("-w")
         weight_bits, activation_bits = map(int, widths.split("a"))
         assert recipe.name == name
         assert (recipe.weights.bits, recipe.activations.bits) == (weight_bits, activation_bits)
-        assert recipe.weights.symmetric
+        assert recipe.weights.symmetric is (method in ("minmax", "dynamic"))
         assert recipe.needs_statistics is (method != "dynamic")
+
+
+def test_every_method_is_named_at_all_bits():
+    assert list(RECIPES) == [f"{method}-w{w}a{a}" for method in METHODS for w, a in BITS]
+    assert len(RECIPES) == 15 * 5
 
 
 def test_a_known_name_cannot_stand_for_another_recipe():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -209,6 +211,24 @@ def test_other_errors_pass_as_they_are(model, settings):
 
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         generate(stand_in(model, faulty), settings)
+
+
+def test_prompts_read_at_once_are_read_as_if_alone(model, monkeypatch):
+    """Tokenizers keep how to pad from call to call, so runs side by side may not share one."""
+    plans = [default_settings(model, "red " * words, steps=1, frames=1) for words in range(1, 9)]
+    alone = [generate(model, plan).latents_by_step[0] for plan in plans]
+    kind = type(model.pipeline.tokenizer)
+    choose = kind.set_truncation_and_padding
+
+    def choose_slowly(*args, **kwargs):
+        choose(*args, **kwargs)
+        time.sleep(0.005)  # what a busy machine does now and then
+
+    monkeypatch.setattr(kind, "set_truncation_and_padding", choose_slowly)
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda plan: generate(model, plan).latents_by_step[0], 2 * plans))
+    for number, latents in enumerate(together):
+        assert_same(latents, alone[number % 8], plans[number % 8].prompt)
 
 
 def test_runs_at_once_equal_runs_alone(model, settings, statistics):

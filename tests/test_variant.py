@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from qvd_core.errors import CalibrationError, RecipeError
-from qvd_core.layers.quantized import DynamicPerToken, QuantizedLayer, StaticPerTensor
-from qvd_core.recipe import RECIPES, ActivationFormat, Override, Recipe, WeightFormat, get_recipe
+from qvd_core.formats import ActivationFormat, Override, WeightFormat
+from qvd_core.layers.inputs import DynamicPerToken, OncePerInput, StaticPerTensor
+from qvd_core.layers.quantized import QuantizedLayer
+from qvd_core.recipe import METHODS, Recipe, get_recipe
 from qvd_core.sampling import default_settings, generate
 from qvd_core.variant import quantize, share_structure
 from tests.closeness import assert_same_clip, differs
@@ -22,6 +24,12 @@ FLOAT = Recipe("float", None, None)
 
 def tensors(module):
     return {name: t for name, t in (*module.named_parameters(), *module.named_buffers()) if t is not None}
+
+
+def own_quantizer(layer):
+    """That of a layer's input, whether or not other layers share it."""
+    quantizer = layer.quantize_input
+    return quantizer.quantizer if isinstance(quantizer, OncePerInput) else quantizer
 
 
 def test_unquantized_tensors_are_shared_and_others_are_not(model, statistics):
@@ -38,8 +46,8 @@ def test_unquantized_tensors_are_shared_and_others_are_not(model, statistics):
 def test_the_model_is_bit_for_bit_what_it_was(model, settings, reference, statistics):
     before = {name: t.clone() for name, t in tensors(model.denoiser).items()}
     types = [type(module) for module in model.denoiser.modules()]
-    for recipe in RECIPES.values():
-        assert differs(generate(quantize(model, recipe, statistics), settings), reference)
+    for method in METHODS:
+        assert differs(generate(quantize(model, get_recipe(f"{method}-w6a6"), statistics), settings), reference)
     assert [type(module) for module in model.denoiser.modules()] == types
     assert all(torch.equal(t, before[name]) for name, t in tensors(model.denoiser).items())
     assert_same_clip(generate(model, settings), reference)
@@ -74,7 +82,7 @@ def test_exempting_everything_is_the_model_itself(model, settings, reference, st
     ("sites", "expected"),
     [
         ("temporal_attention", "temporal_attention"),
-        ("conv_in", "first_convolution"),
+        ("conv_in", "first_layer"),
         ("*.time_emb_proj", "temporal_features"),
     ],
     ids=["role", "path", "pattern"],
@@ -100,7 +108,7 @@ def test_weights_and_inputs_are_independent(model, settings, reference, statisti
     variant = quantize(model, Recipe("x", weights, activations), statistics)
     layers = [module for module in variant.denoiser.modules() if isinstance(module, QuantizedLayer)]
     assert len(layers) == len(model.sites)
-    assert {type(layer.quantize_input) for layer in layers} == {quantizer}
+    assert {type(own_quantizer(layer)) for layer in layers} == {quantizer}
     assert {layer.codes is None for layer in layers} == {weights is None}
     assert differs(generate(variant, settings), reference)
 
@@ -108,7 +116,7 @@ def test_weights_and_inputs_are_independent(model, settings, reference, statisti
 def test_static_grids_are_the_calibrated_ranges(model, statistics):
     variant = quantize(model, get_recipe("minmax-w8a8"), statistics)
     for site in model.sites:
-        grid = variant.denoiser.get_submodule(site.name).quantize_input
+        grid = own_quantizer(variant.denoiser.get_submodule(site.name))
         low = statistics.low[site.name].min().clamp(max=0)
         high = statistics.high[site.name].max().clamp(min=0)
         assert float(grid.scale) == pytest.approx(float(high - low) / 255, rel=1e-6)
@@ -123,7 +131,7 @@ def test_an_override_without_a_match_lists_the_roles(model, sites):
 
 
 def test_static_inputs_without_statistics(model):
-    with pytest.raises(CalibrationError, match=r"minmax-w8a8 quantizes inputs on static grids.*calibrate\(model"):
+    with pytest.raises(CalibrationError, match=r"minmax-w8a8 relies on calibrated ranges.*calibrate\(model"):
         quantize(model, get_recipe("minmax-w8a8"))
 
 
@@ -142,10 +150,10 @@ def test_statistics_that_miss_a_site(model, statistics):
     quantize(model, get_recipe("minmax-w8a8").override("conv_in", 8, None), partial)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_the_same_recipe_gives_the_same_variant(model, statistics, name):
-    first = quantize(model, get_recipe(name), statistics).denoiser.state_dict()
-    second = quantize(model, get_recipe(name), statistics).denoiser.state_dict()
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_recipe_gives_the_same_variant(model, statistics, method):
+    first = quantize(model, get_recipe(f"{method}-w4a8"), statistics).denoiser.state_dict()
+    second = quantize(model, get_recipe(f"{method}-w4a8"), statistics).denoiser.state_dict()
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
 
@@ -170,7 +178,7 @@ def test_shared_structure_has_its_own_modules_and_hooks(model):
 def test_a_family_without_a_site_map_quantizes_too(wan, name):
     from qvd_core.calibration.calibrate import calibrate
 
-    recipe = get_recipe(name).override("convolution", 8, None)
+    recipe = get_recipe(name).override("first_layer", 8, None)
     settings = default_settings(wan, "a red circle")
     reference = generate(wan, settings)
     statistics = calibrate(wan, ["a red circle"]) if recipe.needs_statistics else None

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from analysis.methods import unlike_the_figure
 from qvd_core.errors import CalibrationError
-from qvd_core.recipe import ActivationFormat, Recipe
+from qvd_core.formats import ActivationFormat
+from qvd_core.recipe import Recipe
 from ui import panels
 from ui.errors import shown
 from ui.figure_panel import figure_panel, figure_payload, finding
@@ -136,23 +138,11 @@ def _results(model: VideoModel, statistics: Statistics, recipe: Recipe, site: st
     from analysis.channels import channel_table, in_words
     from analysis.figures import channel_ranges
 
-    role = next(s.role for s in model.sites if s.name == site)
-    form = recipe.formats(site, role)[1]
-    what_if = form or recipe.activations or ActivationFormat(8)
-    table = channel_table(statistics, site, what_if, at - 1 if at else None, order)
-    caveat = _caveat(form, what_if)
-    return [figure_payload(channel_ranges(table)), _cards(table), finding(in_words(table) + caveat)]
-
-
-def _caveat(form: ActivationFormat | None, drawn: ActivationFormat) -> str:
-    if form is None:
-        return f" The recipe leaves this input in floating point; the {drawn.bits}-bit grid only shows what if."
-    if form.range == "dynamic_per_token":
-        return (
-            " The recipe finds a grid per token as inputs arrive, which statistics of channels do not tell; drawn is"
-            f" the static one of {drawn.bits} bits."
-        )
-    return ""
+    here = next(s for s in model.sites if s.name == site)
+    drawn = recipe.formats(site, here.role)[1] or recipe.activations or ActivationFormat(8)
+    table = channel_table(statistics, site, drawn, at - 1 if at else None, order)
+    caveat = unlike_the_figure(model, recipe, here, drawn)
+    return [figure_payload(channel_ranges(table)), _cards(table), finding(f"{in_words(table)} {caveat}".strip())]
 
 
 def _cards(table: ChannelTable) -> str:

@@ -183,7 +183,7 @@ def _caption(result: Result) -> str:
 def _score_cards(result: Result) -> str:
     scores, variant = result.scores, result.variant
     equal = math.isinf(scores.psnr_db)
-    size = total(by_role(site_costs(variant.model.sites, variant.recipe, None)))
+    size = total(by_role(site_costs(variant.model.sites, variant.recipe, None, variant.model.spec.steps)))
     return panels.cards(
         [
             ("PSNR", "identical" if equal else f"{scores.psnr_db:.1f} dB", "of the whole clip; higher is closer"),
@@ -204,8 +204,10 @@ def _score_cards(result: Result) -> str:
 
 def _timing(result: Result) -> str:
     reference = "reused from an earlier run" if result.reused else f"{result.reference.seconds:.1f} s"
+    searched = result.variant.search_seconds
+    searches = f" The recipe's searches took {searched:.1f} s, once." if searched >= 1 else ""
     return (
-        f"Sampling, measured here: full precision {reference}, quantized {result.quantized.seconds:.1f} s."
+        f"Sampling, measured here: full precision {reference}, quantized {result.quantized.seconds:.1f} s.{searches}"
         " The quantized clip is simulated (integer codes, computed with in floating point), so its time says"
         " nothing about real low-bit speed. Scores are computed on raw frames."
     )

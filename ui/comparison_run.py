@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qvd_core.errors import CalibrationError
+from analysis.methods import bound_to_steps
+from qvd_core.errors import CalibrationError, GenerationError
 from qvd_core.recipe import Recipe
 from ui.registry import Registry
 
@@ -75,9 +76,10 @@ def run_comparison(registry: Registry, request: Request, report: Report) -> Resu
         model, request.prompt, seed=request.seed, steps=request.steps, guidance_scale=request.guidance_scale
     )
     check_settings(model, settings)
+    _check_steps(registry, model, request.recipe, settings.steps)
     if request.recipe.needs_statistics and registry.statistics(model) is None:
         _calibrate(registry, model, report)
-    report(Progress(f"Quantizing by {request.recipe.name}…", 0))
+    report(Progress(f"Quantizing by {request.recipe.name}; searching thresholds may take some seconds…", 0))
     variant = registry.variant(model, request.recipe)
 
     reference = registry.reference(model, settings)
@@ -88,6 +90,27 @@ def run_comparison(registry: Registry, request: Request, report: Report) -> Resu
         registry.keep_reference(model, reference)
     quantized = generate(variant, settings, _watch(f"Quantized, {request.recipe.name}", rounds - 1, rounds, report))
     return Result(variant, reference, quantized, compare(reference, quantized), reused)
+
+
+def _check_steps(registry: Registry, model: VideoModel, recipe: Recipe, steps: int) -> None:
+    """Refuse, before anything is sampled, steps that a recipe with ranges or tables for each step does not know.
+
+    Raises:
+        GenerationError: with the number of steps there are.
+    """
+    from qvd_core.calibration.temporal_features import sampler_timesteps
+
+    statistics = registry.statistics(model) if recipe.needs_statistics else None
+    known = model.spec.steps if statistics is None else statistics.run.steps
+    if steps == known or not bound_to_steps(model.sites, recipe):
+        return
+    missing = set(sampler_timesteps(model, steps).tolist()) - set(sampler_timesteps(model, known).tolist())
+    if missing:
+        raise GenerationError(
+            f"{recipe.name} treats every step by itself and knows the {known} steps of its calibration only; sampling"
+            f" in {steps} would meet others. Set Steps to {known}, or choose a recipe without ranges or tables for"
+            " each step."
+        )
 
 
 def _calibrate(registry: Registry, model: VideoModel, report: Report) -> None:

@@ -33,7 +33,8 @@ def model_tab(registry: Registry, model_name: gr.State, recipe: gr.State, tab: g
             return gr.skip(), gr.skip(), gr.skip()
         model = registry.model(name)
         statistics = registry.statistics(model)
-        costs = site_costs(model.sites, current, None if statistics is None else statistics.macs)
+        macs, steps = (None, model.spec.steps) if statistics is None else (statistics.macs, statistics.run.steps)
+        costs = site_costs(model.sites, current, macs, steps)
         table_html = panels.role_table(by_role(costs))
         if not model.mapped:
             table_html += panels.note("The roles of this family are not known, so its layers have the generic ones.")

@@ -116,6 +116,19 @@ class Registry:
         """The model of that name if it is loaded already."""
         return self._models.peek(source)
 
+    def checked(self, source: str, recipe: Recipe) -> Recipe:
+        """`recipe`, once it is known to match the model; a model still loading is checked when it is used.
+
+        Raises:
+            RecipeError: a pattern matches none of the model's layers.
+        """
+        model = self.loaded(source)
+        if model is not None:
+            from qvd_core.variant import check_overrides
+
+            check_overrides(model, recipe)
+        return recipe
+
     def statistics(self, model: VideoModel) -> Statistics | None:
         """The model's calibration statistics: shipped, or from a run on this server; None if neither is."""
         known = self._statistics.peek(model)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from analysis.methods import unlike_the_figure
 from qvd_core.errors import CalibrationError
+from qvd_core.formats import ACTIVATION_BITS, ActivationFormat
 from qvd_core.models.catalog import CATALOG
-from qvd_core.recipe import ACTIVATION_BITS, Recipe
+from qvd_core.recipe import Recipe
 from ui import panels
 from ui.errors import shown
 from ui.figure_panel import figure_panel, figure_payload, finding
@@ -62,8 +64,10 @@ def temporal_tab(registry: Registry, model_name: gr.State, recipe: gr.State) -> 
     results = [notice, body, distribution, cards, sentence, before, after]
 
     @shown
-    def draw(name: str, count: float, width: float) -> list[Any]:
-        return [gr.skip()] * len(results) if not name else _results(registry.model(name), int(count), int(width))
+    def draw(name: str, current: Recipe, count: float, width: float) -> list[Any]:
+        if not name:
+            return [gr.skip()] * len(results)
+        return _results(registry.model(name), current, int(count), int(width))
 
     @shown
     def follow_model(name: str, current: Recipe) -> list[Any]:
@@ -71,7 +75,7 @@ def temporal_tab(registry: Registry, model_name: gr.State, recipe: gr.State) -> 
             return [gr.skip()] * (2 + len(results))
         model = registry.model(name)
         count, width = min(model.spec.steps, MOST_STEPS), _recipe_bits(model, current)
-        return [count, width, *_results(model, count, width)]
+        return [count, width, *_results(model, current, count, width)]
 
     @shown
     def follow_recipe(name: str, current: Recipe, count: float) -> list[Any]:
@@ -79,12 +83,12 @@ def temporal_tab(registry: Registry, model_name: gr.State, recipe: gr.State) -> 
             return [gr.skip()] * (1 + len(results))
         model = registry.model(name)
         width = _recipe_bits(model, current)
-        return [width, *_results(model, int(count), width)]
+        return [width, *_results(model, current, int(count), width)]
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
     model_name.change(follow_model, [model_name, recipe], [steps, bits, *results], **quiet)
     recipe.change(follow_recipe, [model_name, recipe, steps], [bits, *results], **quiet)
-    gr.on([steps.change, bits.change], draw, [model_name, steps, bits], results, **quiet)
+    gr.on([steps.change, bits.change], draw, [model_name, recipe, steps, bits], results, **quiet)
 
 
 def _recipe_bits(model: VideoModel, recipe: Recipe) -> int:
@@ -94,7 +98,7 @@ def _recipe_bits(model: VideoModel, recipe: Recipe) -> int:
     return 8 if form is None else form.bits
 
 
-def _results(model: VideoModel, steps: int, bits: int) -> list[Any]:
+def _results(model: VideoModel, recipe: Recipe, steps: int, bits: int) -> list[Any]:
     """Notice, whether there is anything to show, and all there is."""
     from analysis.figures import feature_distribution, step_similarity
     from analysis.temporal import in_words, moments, temporal_table
@@ -111,10 +115,16 @@ def _results(model: VideoModel, steps: int, bits: int) -> list[Any]:
         gr.update(visible=True),
         figure_payload(feature_distribution(table)),
         _cards(moments(table.values), table),
-        finding(in_words(table)),
+        finding(f"{in_words(table)} {_caveat(model, recipe, bits)}".strip()),
         figure_payload(step_similarity(table.similarity, "Full precision", lowest)),
         figure_payload(step_similarity(table.rounded_similarity, f"{bits}-bit uniform grid", lowest)),
     ]
+
+
+def _caveat(model: VideoModel, recipe: Recipe, bits: int) -> str:
+    """In what the recipe treats temporal features otherwise than drawn."""
+    site = next(site for site in model.sites if site.role == "temporal_features")
+    return unlike_the_figure(model, recipe, site, ActivationFormat(bits))
 
 
 def _cards(shape: Moments, table: TemporalTable) -> str:

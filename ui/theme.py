@@ -32,6 +32,12 @@ def theme() -> gr.themes.Base:
         block_title_padding="0",
         block_border_width="1px",
         input_border_width="1px",
+        # Soft's own are all but white on white: an empty box must be seen to be ticked, a hint to be read.
+        input_border_color="*neutral_300",
+        block_info_text_color="*neutral_500",
+        block_info_text_color_dark="*neutral_400",
+        checkbox_border_color="*neutral_500",
+        checkbox_border_color_dark="*neutral_400",
         input_shadow="none",
         input_shadow_dark="none",
         button_primary_shadow="none",

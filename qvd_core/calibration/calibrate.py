@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvd_core.calibration.statistics import CalibrationRun, RangeObserver, Statistics
+from qvd_core.calibration.statistics import ENTRIES, CalibrationRun, InputObserver, Statistics
 from qvd_core.errors import CalibrationError
 from qvd_core.models.catalog import ASSETS
 from qvd_core.models.loader import VideoModel
@@ -62,26 +64,23 @@ def calibrate(
     for plan in plans:
         check_settings(model, plan)
 
+    started = time.perf_counter()
     total = plans[0].steps
-    position = [0]  # the step now running, read by the hooks
     watched = share_structure(model.denoiser)
-    observers = {s.name: RangeObserver(s.name, s.kind, total, s.in_channels) for s in model.sites}
-    macs: dict[str, int] = {}
+    watch = _Watch(model, total, plans[0].frames, len(plans))
     for site in model.sites:
-        layer = watched.get_submodule(site.name)
-        layer.register_forward_hook(partial(_watch, observers[site.name], macs, position), with_kwargs=True)
+        watched.get_submodule(site.name).register_forward_hook(partial(watch.layer_ran, site.name), with_kwargs=True)
 
     for number, plan in enumerate(plans):
-        position[0] = 0
+        watch.clip, watch.step = number, 0
 
         def step_ended(info: StepInfo, number: int = number) -> None:
-            position[0] = info.index + 1
+            watch.step = info.index + 1
             if on_step is not None:
                 on_step(number, len(plans), info)
 
         sample(model, watched, plan, step_ended)
 
-    unseen = [name for name in observers if name not in macs]
     run = CalibrationRun(
         model=model.spec.name,
         fingerprint=model.fingerprint,
@@ -93,25 +92,53 @@ def calibrate(
         height=plans[0].height,
         width=plans[0].width,
         guidance_scale=plans[0].guidance_scale,
+        seconds=round(time.perf_counter() - started, 2),
     )
-    seen = {name: o for name, o in observers.items() if name not in unseen}
-    return Statistics(run, {n: o.low for n, o in seen.items()}, {n: o.high for n, o in seen.items()}, macs)
+    counts = {name: watch.observers[leader].count for name, leader in watch.leaders.items()}
+    return Statistics(run, macs=watch.macs, counts=counts, **watch.entries())
 
 
-def _watch(
-    observer: RangeObserver,
-    macs: dict[str, int],
-    position: list[int],
-    layer: Any,
-    args: tuple[Tensor, ...],
-    kwargs: dict[str, Tensor],
-    output: Tensor,
-) -> None:
-    x = args[0] if args else kwargs["input"]
-    observer.observe(x, min(position[0], len(observer.low) - 1))
-    if observer.site not in macs:
-        per_output = layer.weight[0].numel()
-        macs[observer.site] = output.numel() * per_output
+class _Watch:
+    """Sends every layer's input to its observer; layers that read one tensor share one observer."""
+
+    def __init__(self, model: VideoModel, steps: int, frames: int, clips: int):
+        self.sites = {site.name: site for site in model.sites}
+        self.steps, self.frames, self.clips = steps, frames, clips
+        self.clip = self.step = 0  # now running
+        self.observers: dict[str, InputObserver] = {}
+        self.leaders: dict[str, str] = {}
+        self.macs: dict[str, int] = {}
+        self._first_inputs: list[tuple[weakref.ref[Tensor], str]] = []
+
+    def layer_ran(
+        self, name: str, layer: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor
+    ) -> None:
+        x = args[0] if args else kwargs["input"]
+        if name not in self.leaders:
+            self.macs[name] = output.numel() * layer.weight[0].numel()
+            self.leaders[name] = next((who for seen, who in self._first_inputs if seen() is x), name)
+            if self.leaders[name] == name:
+                self._first_inputs.append((weakref.ref(x), name))
+                self.observers[name] = self._observer(name, x)
+        if self.leaders[name] == name:
+            self.observers[name].observe(x, min(self.step, self.steps - 1), self.clip, self.clips)
+
+    def _observer(self, name: str, x: Tensor) -> InputObserver:
+        site = self.sites[name]
+        by_frame = site.sees_frames and len(x) % self.frames == 0
+        sequences = site.role == "temporal_attention" and x.dim() == 3 and x.shape[1] == self.frames
+        return InputObserver(name, site.kind, self.steps, site.in_channels, self.frames, by_frame, sequences)
+
+    def entries(self) -> dict[str, dict[str, Tensor]]:
+        """The fields of `Statistics` named in `ENTRIES`."""
+        return {
+            kind: {
+                name: getattr(self.observers[leader], kind)
+                for name, leader in self.leaders.items()
+                if self.observers[leader].by_frame or kind not in ("frame_low", "frame_high", "token_frames")
+            }
+            for kind in ENTRIES
+        }
 
 
 def embedded_statistics(model: VideoModel) -> Statistics | None:

@@ -1,7 +1,7 @@
 """Temporal features, enumerated exactly: they depend on the step alone, so no video has to be sampled.
 
 QVD (arXiv 2407.11585), section 4.1, calls "temporal features" the inputs of every `time_emb_proj`, the
-linear layer that adds the time to a residual block. In a UNetMotionModel every block receives the same
+linear layer that adds the time to a residual block. In a UNet of diffusers every block receives the same
 
     emb = time_embedding(time_proj(t))
 
@@ -19,6 +19,9 @@ from torch import Tensor
 
 from qvd_core.errors import CalibrationError
 from qvd_core.models.loader import VideoModel
+
+ADDED_EMBEDDINGS = ("add_embedding", "fps_embedding")
+"""Submodules of diffusers' UNets whose output joins the time embedding: sizes, frame rates, images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,15 +52,16 @@ def temporal_features(model: VideoModel, steps: int) -> TemporalFeatures:
     if not owners:
         raise CalibrationError(
             f"{model.spec.name} ({type(model.denoiser).__name__}) has no layers known to take temporal features;"
-            " they are the time_emb_proj of AnimateDiff's UNetMotionModel. Choose such a model."
+            " they are the time_emb_proj of a UNet, such as AnimateDiff's. Choose such a model."
         )
     denoiser: Any = model.denoiser
-    if getattr(denoiser.config, "addition_embed_type", None) is not None:
+    added = [name for name in ADDED_EMBEDDINGS if getattr(denoiser, name, None) is not None]
+    if added:
         raise CalibrationError(
-            f"{model.spec.name} adds {denoiser.config.addition_embed_type} to its time embedding, so its temporal"
-            " features depend on more than the step and cannot be enumerated."
+            f"{model.spec.name} adds its {added[0]} to the time embedding, so its temporal features depend on more"
+            " than the step and cannot be enumerated."
         )
-    timesteps = _timesteps(model, steps)
+    timesteps = sampler_timesteps(model, steps)
     block: Any = denoiser.get_submodule(owners[0])
     weight: Tensor = block.time_emb_proj.weight
     with torch.no_grad():
@@ -66,12 +70,22 @@ def temporal_features(model: VideoModel, steps: int) -> TemporalFeatures:
     return TemporalFeatures(timesteps.float(), values.float().cpu())
 
 
-def _timesteps(model: VideoModel, steps: int) -> Tensor:
-    """Those a sampling run of `steps` steps visits, [T]; from a scheduler of its own."""
+def sampler_timesteps(model: VideoModel, steps: int) -> Tensor:
+    """The timesteps [T] a sampling run of `steps` steps visits; from a scheduler of its own.
+
+    Raises:
+        CalibrationError: `steps` is out of range, or the timesteps depend on more.
+    """
     shared = model.pipeline.scheduler
     longest = shared.config.get("num_train_timesteps", 1000)
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= longest:
         raise CalibrationError(f"steps = {steps!r} is out of range; choose a whole number from 1 to {longest}.")
     scheduler = type(shared).from_config(shared.config)
-    scheduler.set_timesteps(steps)
+    try:
+        scheduler.set_timesteps(steps)
+    except (ValueError, TypeError) as error:  # some want to know more, such as the size of the clip
+        raise CalibrationError(
+            f"The timesteps of {type(scheduler).__name__} depend on more than their number ({error}), so they are not"
+            " known before sampling; choose a recipe that does not treat every step by itself."
+        ) from error
     return scheduler.timesteps.cpu()

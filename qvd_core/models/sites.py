@@ -3,13 +3,13 @@
 A paper says "temporal attention" or "temporal features"; every architecture calls the modules
 something else. One small file per family translates, and methods, recipes and views speak of roles
 only. A family without such a file still works: its layers have the generic roles "linear" and
-"convolution".
+"convolution", the outermost two "first_layer" and "last_layer", and those of a UNet's time path theirs.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -27,6 +27,13 @@ ROLE_PATTERNS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 """Per denoiser class: (regular expression on the module path, role), the first match deciding."""
 
+EVERY_UNET = ((r"^time_embedding\.", "time_embedding"), (r"\.time_emb_proj$", "temporal_features"))
+"""What all UNets of diffusers have in common, so that temporal features are known without a map."""
+
+NORMED_INPUTS: dict[str, tuple[tuple[str, tuple[str, ...], str | None], ...]] = {
+    "UNetMotionModel": unet_motion.NORMED_INPUTS,
+}
+
 
 @dataclass(frozen=True)
 class Site:
@@ -40,6 +47,7 @@ class Site:
         in_channels, out_channels: sizes of the reduced and of the produced axis.
         parameters: weights and biases together.
         has_bias: whether there are biases.
+        sees_frames: whether its input's leading axis is samples x frames, so that frames stay apart.
     """
 
     name: str
@@ -50,6 +58,7 @@ class Site:
     out_channels: int
     parameters: int
     has_bias: bool
+    sees_frames: bool
 
 
 def find_sites(denoiser: nn.Module) -> tuple[Site, ...]:
@@ -62,7 +71,7 @@ def find_sites(denoiser: nn.Module) -> tuple[Site, ...]:
             continue
         linear = isinstance(module, nn.Linear)
         generic = "linear" if linear else "convolution"
-        role = next((role for pattern, role in patterns if re.search(pattern, name)), generic)
+        role = next((role for pattern, role in patterns or EVERY_UNET if re.search(pattern, name)), generic)
         block = re.match(r"(\w*block\w*(?:\.\d+)?)\.", name)
         sites.append(
             Site(
@@ -74,11 +83,58 @@ def find_sites(denoiser: nn.Module) -> tuple[Site, ...]:
                 out_channels=module.out_features if linear else module.out_channels,
                 parameters=sum(p.numel() for p in module.parameters()),
                 has_bias=module.bias is not None,
+                sees_frames=bool(patterns) and not role.startswith(("time_embedding", "temporal")),
             )
         )
+    if len(sites) > 1 and not patterns:
+        sites[0], sites[-1] = replace(sites[0], role="first_layer"), replace(sites[-1], role="last_layer")
     return tuple(sites)
 
 
 def has_site_map(denoiser: nn.Module) -> bool:
     """Whether this family's roles are known, rather than generic."""
     return type(denoiser).__name__ in ROLE_PATTERNS
+
+
+@dataclass(frozen=True)
+class SharedInput:
+    """One tensor and the layers that read it.
+
+    Attributes:
+        consumers: names of sites.
+        norm: module path of the norm that makes the tensor and feeds nothing else, so that a
+            transformation of channels can be folded into it; None if there is none.
+    """
+
+    consumers: tuple[str, ...]
+    norm: str | None
+
+
+def find_inputs(denoiser: nn.Module, sites: tuple[Site, ...]) -> tuple[SharedInput, ...]:
+    """The inputs of all sites, each site in exactly one; of unknown families every site by itself."""
+    patterns = NORMED_INPUTS.get(type(denoiser).__name__, ())
+    names = {site.name for site in sites}
+    inputs, taken = [], set[str]()
+    for site in sites:
+        if site.name in taken:
+            continue
+        found = SharedInput((site.name,), None)
+        for pattern, consumers, norm in patterns:
+            if match := re.match(pattern, site.name):
+                expanded = tuple(match.expand(c) for c in consumers)
+                if names.issuperset(expanded):
+                    found = SharedInput(expanded, norm and match.expand(norm))
+                break
+        taken.update(found.consumers)
+        inputs.append(found)
+    return tuple(inputs)
+
+
+def shortcut_split(denoiser: nn.Module, site_name: str) -> int | None:
+    """How many leading channels of this layer's input were not skipped past the bottom of the UNet.
+
+    None where the input is no such concatenation, or the family is unknown.
+    """
+    if type(denoiser).__name__ != "UNetMotionModel":
+        return None
+    return unet_motion.shortcut_split(denoiser, site_name)

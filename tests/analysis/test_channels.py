@@ -8,18 +8,18 @@ import torch
 
 from analysis.channels import SORTS, channel_table, in_words, site_overview
 from qvd_core.calibration.statistics import CalibrationRun, Statistics
+from qvd_core.formats import ActivationFormat
 from qvd_core.quantizers.uniform import affine_grid, make_grid, quantize
-from qvd_core.recipe import ActivationFormat
 
 STEPS, CHANNELS = 3, 7
 
 
 def statistics_of(**ranges: tuple[list[list[float]], list[list[float]]]) -> Statistics:
     """Statistics of sites given as name=(low, high), [steps][channels] each."""
-    run = CalibrationRun("tiny", "0" * 16, "DDIMScheduler", STEPS, ("a prompt",), 0, 4, 16, 16, 1.0)
+    run = CalibrationRun("tiny", "0" * 16, "DDIMScheduler", STEPS, ("a prompt",), 0, 4, 16, 16, 1.0, 2.5)
     low = {name: torch.tensor(values[0]) for name, values in ranges.items()}
     high = {name: torch.tensor(values[1]) for name, values in ranges.items()}
-    return Statistics(run, low, high, dict.fromkeys(ranges, 1))
+    return Statistics(run, low, high, {}, {}, {}, {}, dict.fromkeys(ranges, 1))
 
 
 def random_ranges(seed: int) -> tuple[list[list[float]], list[list[float]]]:

@@ -18,7 +18,7 @@ from analysis.figures import MAX_BARS, channel_ranges, feature_distribution, ste
 from analysis.temporal import TemporalTable, histogram, symlog, temporal_table
 from qvd_core.calibration.statistics import CalibrationRun, Statistics
 from qvd_core.calibration.temporal_features import TemporalFeatures
-from qvd_core.recipe import ActivationFormat
+from qvd_core.formats import ActivationFormat
 
 STEPS = 4
 
@@ -26,10 +26,9 @@ STEPS = 4
 def channels(count: int = 9, bits: int = 8, **options: Any) -> ChannelTable:
     ends = np.random.default_rng(count).normal(size=(2, STEPS, count)).astype(np.float32)
     low, high = (torch.from_numpy(side) for side in (ends.min(0), ends.max(0)))
-    run = CalibrationRun("tiny", "0" * 16, "DDIMScheduler", STEPS, ("a prompt",), 0, 4, 16, 16, 1.0)
-    return channel_table(
-        Statistics(run, {"layer": low}, {"layer": high}, {"layer": 1}), "layer", ActivationFormat(bits), **options
-    )
+    run = CalibrationRun("tiny", "0" * 16, "DDIMScheduler", STEPS, ("a prompt",), 0, 4, 16, 16, 1.0, 2.5)
+    statistics = Statistics(run, {"layer": low}, {"layer": high}, {}, {}, {}, {}, {"layer": 1})
+    return channel_table(statistics, "layer", ActivationFormat(bits), **options)
 
 
 def temporal(bits: int = 8) -> TemporalTable:

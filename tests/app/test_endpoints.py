@@ -39,6 +39,13 @@ def test_compare_scores_a_prompt(client: Any) -> None:
     assert coarse["latent_error"][-1] > fine["latent_error"][-1] > 0
 
 
+def test_recipes_of_methods_are_called_by_name(client: Any) -> None:
+    scores = client.predict(PROMPT, "qvd-w8a8", steps=2, api_name="/compare")
+    assert scores["recipe"]["temporal"]["method"] == "htdq"
+    assert scores["recipe"]["channels"]["sites"] == ["temporal_attention"]
+    assert 0 < scores["latent_error"][-1] < 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -47,6 +54,7 @@ def test_compare_scores_a_prompt(client: Any) -> None:
         ({"prompt": PROMPT, "steps": 0}, "steps = 0 is out of range"),
         ({"prompt": PROMPT, "seed": -1}, "seed = -1 is out of range"),
         ({"prompt": PROMPT, "steps": 500}, "steps = 500 is more than this server takes"),
+        ({"prompt": PROMPT, "recipe": "tabulated-w8a8", "steps": 3}, "Set Steps to 25"),
         ({"prompt": PROMPT, "model": "nothing"}, "Unknown model 'nothing'; this server offers animatediff-mini"),
         ({"prompt": PROMPT, "model": "/etc"}, "Unknown model '/etc'"),
         ({"prompt": PROMPT, "model": "assets/models"}, "Unknown model 'assets/models'"),

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from ui.method_words import METHODS
+
 pytestmark = pytest.mark.browser
 
 RUN = 180_000  # milliseconds: a comparison on a slow, busy machine
@@ -35,10 +37,32 @@ def visit(chromium: Any, app_address: str) -> Iterator[Any]:
     assert not errors, errors
 
 
+def choose(page: Any, menu: str, label: str) -> None:
+    """Pick an entry of one of the sidebar's menus."""
+    page.click(f"{menu} input")
+    page.get_by_role("option", name=label, exact=True).click()
+
+
 def choose_recipe(page: Any, name: str) -> None:
-    page.click("#recipe-menu input")
-    page.get_by_role("option", name=name, exact=True).click()
-    page.wait_for_function("name => document.querySelector('#recipe-menu input').value === name", arg=name, timeout=RUN)
+    """Pick the method and the bits of a named recipe."""
+    method, _, bits = name.rpartition("-")
+    choose(page, "#method-menu", METHODS[method][0])
+    choose(page, "#bits-menu", bits.upper())
+    wait_for_recipe(page, name)
+
+
+def wait_for_recipe(page: Any, name: str) -> None:
+    shown = "[data-testid=recipe-name]"
+    page.wait_for_function(f"name => document.querySelector('{shown}')?.innerText === name", arg=name, timeout=RUN)
+
+
+def menus(page: Any) -> tuple[str, str]:
+    """What the two menus of the recipe show."""
+    return page.input_value("#method-menu input"), page.input_value("#bits-menu input")
+
+
+def open_tab(page: Any, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
 
 
 def set_number(page: Any, selector: str, value: int) -> None:
@@ -120,24 +144,25 @@ def test_two_visitors_with_different_recipes_get_what_each_gets_alone(visit: Any
 def test_the_recipe_tab_changes_sizes_everywhere(visit: Any) -> None:
     page = visit()
     before = page.inner_text("#recipe-summary")
-    page.get_by_role("tab", name="Recipe", exact=True).click()
+    open_tab(page, "Recipe")
     set_number(page, "#weight-bits", 3)
     page.wait_for_function("before => document.querySelector('#recipe-summary').innerText !== before", arg=before)
-    page.wait_for_function("() => document.querySelector('#recipe-menu input').value === 'custom-w3a8'")
-    page.wait_for_function("() => decodeURIComponent(location.search).includes('custom-w3a8')")
-    page.get_by_role("tab", name="Model", exact=True).click()
+    wait_for_recipe(page, "minmax-w3a8")
+    page.wait_for_function("() => decodeURIComponent(location.search).includes('minmax-w3a8')")
+    assert menus(page) == ("Min-max", "W3A8")
+    open_tab(page, "Model")
     row = page.locator("[data-role=temporal_attention] td").all_inner_texts()
     assert row[4:6] == ["3", "8"], row
 
 
 def test_an_exempted_role_stays_in_floating_point(visit: Any) -> None:
     page = visit()
-    page.get_by_role("tab", name="Recipe", exact=True).click()
+    open_tab(page, "Recipe")
     page.click("#exempt input")
     page.get_by_role("option", name="temporal_features", exact=True).click()
     page.keyboard.press("Escape")  # the list stays open for more
-    page.wait_for_function("() => document.querySelector('#recipe-menu input').value === 'custom-w8a8+1'")
-    page.get_by_role("tab", name="Model", exact=True).click()
+    wait_for_recipe(page, "minmax-w8a8+1")
+    open_tab(page, "Model")
     row = page.locator("[data-role=temporal_features] td")
     page.wait_for_function("() => document.querySelector('[data-role=temporal_features]').innerText.includes('float')")
     assert row.all_inner_texts()[4:6] == ["float", "float"]
@@ -145,13 +170,102 @@ def test_an_exempted_role_stays_in_floating_point(visit: Any) -> None:
 
 def test_a_link_opens_its_recipe_whole(visit: Any) -> None:
     for _ in range(4):  # a mixture of two recipes once came out in one of four visits
-        page = visit("?recipe=minmax-w4a4")
-        page.wait_for_function(
-            "() => document.querySelector('#recipe-menu input').value === 'minmax-w4a4'", timeout=RUN
-        )
+        page = visit("?recipe=qvd-w4a6")
+        wait_for_recipe(page, "qvd-w4a6")
         page.wait_for_timeout(1000)
-        assert page.input_value("#recipe-menu input") == "minmax-w4a4"
-        assert "recipe=minmax-w4a4" in page.url
+        assert page.inner_text("[data-testid=recipe-name]") == "qvd-w4a6"
+        assert menus(page) == ("QVD", "W4A6")
+        assert "recipe=qvd-w4a6" in page.url
+
+
+def test_methods_chosen_in_the_recipe_tab_make_the_named_recipe(visit: Any) -> None:
+    page = visit("?recipe=qvd-base-w4a8")
+    wait_for_recipe(page, "qvd-base-w4a8")
+    open_tab(page, "Recipe")
+    page.locator("#temporal-method").get_by_text("HTDQ", exact=True).click()
+    wait_for_recipe(page, "qvd-htdq-w4a8")
+    page.locator("#channel-method").get_by_text("SCRI", exact=True).click()
+    wait_for_recipe(page, "qvd-w4a8")
+    assert menus(page) == ("QVD", "W4A8")
+    page.wait_for_selector("text=/Here: 11 of the \\d+ layers of animatediff-mini/")
+    page.wait_for_selector("text=/Here: 60 of the \\d+ layers of animatediff-mini/")
+    page.locator("#channel-parts").get_by_text("shift", exact=True).click()
+    wait_for_recipe(page, "custom-w4a8+2")
+
+
+def test_a_custom_recipe_keeps_its_method_when_its_bits_change_and_travels_in_its_link(visit: Any) -> None:
+    page = visit("?recipe=qvd-w4a8")
+    wait_for_recipe(page, "qvd-w4a8")
+    open_tab(page, "Recipe")
+    page.get_by_text("HTDQ in detail").click()
+    page.locator("#htdq-searched").get_by_role("checkbox").click()
+    page.locator("#htdq-coefficient input").fill("2.5")
+    page.keyboard.press("Enter")
+    wait_for_recipe(page, "custom-w4a8+2")
+    page.wait_for_function("""() => decodeURIComponent(location.search).includes('"coefficient":2.5')""")
+    choose(page, "#bits-menu", "W6A6")
+    wait_for_recipe(page, "custom-w6a6+2")
+    assert menus(page) == ("Custom", "W6A6")
+    page.wait_for_function("() => decodeURIComponent(location.search).includes('custom-w6a6')")
+    address = page.url
+    other = visit(address[address.index("?") :])
+    wait_for_recipe(other, "custom-w6a6+2")
+    open_tab(other, "Recipe")
+    other.get_by_text("HTDQ in detail").click()
+    other.wait_for_function("() => document.querySelector('#htdq-coefficient input')?.value === '2.5'")
+    choose(other, "#method-menu", "QVD")
+    wait_for_recipe(other, "qvd-w6a6")
+    other.wait_for_selector("#htdq-searched input:checked")  # the tab follows the menu
+
+
+def test_quick_edits_are_all_kept(visit: Any) -> None:
+    """What the server answers to the first of them must not undo the others."""
+    page = visit("?recipe=smoothquant-w8a8")
+    wait_for_recipe(page, "smoothquant-w8a8")
+    open_tab(page, "Recipe")
+    page.focus("#channel-strength input[type=range]")
+    for _ in range(12):
+        page.keyboard.press("ArrowRight")
+    page.locator("#input-range").get_by_text("per step").click()
+    page.locator("#weight-grid").get_by_text("symmetric").click()
+    page.wait_for_function("""() => {
+      const link = decodeURIComponent(location.search);
+      return ['"strength":0.62', 'static_per_step', '"symmetric":true'].every(part => link.includes(part));
+    }""")
+    choose(page, "#method-menu", "SmoothQuant")
+    wait_for_recipe(page, "smoothquant-w8a8")
+    page.wait_for_function("() => document.querySelector('#channel-strength input[type=number]').value === '0.5'")
+
+
+def test_an_impossible_number_is_explained_and_taken_back(visit: Any) -> None:
+    page = visit("?recipe=qvd-w4a8")
+    wait_for_recipe(page, "qvd-w4a8")
+    open_tab(page, "Recipe")
+    page.get_by_text("HTDQ in detail").click()
+    page.locator("#htdq-radius input").fill("0")
+    page.keyboard.press("Tab")
+    page.wait_for_selector("text=radius = 0 is out of range", timeout=RUN)
+    page.wait_for_function("() => document.querySelector('#htdq-radius input').value === '2'")
+    set_number(page, "#weight-bits", 3)
+    wait_for_recipe(page, "qvd-w3a8")
+
+
+def test_steps_a_recipe_is_not_made_for_are_refused_before_the_run(visit: Any) -> None:
+    page = visit("?recipe=tabulated-w8a8")
+    wait_for_recipe(page, "tabulated-w8a8")
+    set_number(page, "#compare-steps", 7)
+    page.click("#compare-generate")
+    page.wait_for_selector("text=Set Steps to 25", timeout=RUN)
+    assert page.is_enabled("#compare-generate")
+
+
+def test_the_temporal_tab_says_that_the_recipe_has_another_grid(visit: Any) -> None:
+    page = visit("?recipe=qvd-w8a8")
+    wait_for_recipe(page, "qvd-w8a8")
+    open_tab(page, "Temporal")
+    page.wait_for_selector("#temporal-sentence >> text=on a logarithmic grid (HTDQ)", timeout=RUN)
+    choose(page, "#method-menu", "Min-max")
+    page.wait_for_function("() => !document.querySelector('#temporal-sentence').innerText.includes('HTDQ')")
 
 
 def test_an_impossible_prompt_is_explained_and_nothing_is_lost(visit: Any) -> None:
@@ -166,7 +280,7 @@ def test_an_impossible_prompt_is_explained_and_nothing_is_lost(visit: Any) -> No
 def test_a_damaged_link_is_explained_and_the_page_works(visit: Any) -> None:
     page = visit("?recipe=nope")
     page.wait_for_selector("text=Unknown recipe 'nope'", timeout=RUN)
-    assert page.input_value("#recipe-menu input") == "minmax-w8a8"
+    assert menus(page) == ("Min-max", "W8A8")
     assert float(compare(page)["SSIM"]) > 0.5
 
 
@@ -186,7 +300,7 @@ def test_the_temporal_tab_says_what_a_direct_computation_gives(visit: Any) -> No
     from qvd_core.models.loader import load
 
     page = visit()
-    page.get_by_role("tab", name="Temporal", exact=True).click()
+    open_tab(page, "Temporal")
     set_number(page, "#temporal-bits", 4)
     share = temporal_table(temporal_features(load("animatediff-mini"), 25), 4).zero_share
     page.wait_for_selector(f"#temporal-cards >> text={share:.1%}", timeout=RUN)
@@ -194,7 +308,7 @@ def test_the_temporal_tab_says_what_a_direct_computation_gives(visit: Any) -> No
 
 def test_the_channels_tab_shows_the_shipped_statistics(visit: Any) -> None:
     page = visit()
-    page.get_by_role("tab", name="Channels", exact=True).click()
+    open_tab(page, "Channels")
     page.wait_for_selector("#channels-figure .main-svg", timeout=RUN)
     assert page.locator("#channels-cards .value").first.inner_text().endswith("%")
     set_number(page, "#channels-step", 3)
@@ -206,11 +320,11 @@ def test_the_channels_tab_shows_the_shipped_statistics(visit: Any) -> None:
 def test_the_page_fits_its_window(chromium: Any, app_address: str, width: int, scheme: str) -> None:
     context = chromium.new_context(viewport={"width": width, "height": 844})
     page = context.new_page()
-    page.goto(f"{app_address}?__theme={scheme}")
+    page.goto(f"{app_address}?__theme={scheme}&recipe=qvd-w4a8")
     page.wait_for_selector("#compare-generate", timeout=RUN)
     page.wait_for_timeout(500)  # the sidebar folds with a transition
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.click("#compare-generate", trial=True)  # nothing covers the button
     for tab in ("Compare", "Model", "Recipe", "Channels", "Temporal"):
-        assert page.get_by_role("tab", name=tab, exact=True).is_visible()
+        open_tab(page, tab)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
     context.close()

@@ -14,6 +14,7 @@ from qvd_core.calibration.calibrate import calibrate, calibration_prompts, embed
 from qvd_core.errors import CalibrationError, Cancelled, GenerationError
 from qvd_core.models.catalog import CATALOG
 from qvd_core.models.loader import VideoModel, load
+from qvd_core.models.sites import find_inputs
 from qvd_core.recipe import get_recipe
 from qvd_core.sampling import default_settings, generate, sample
 from qvd_core.shapeworld.scene import HELD_OUT_SCENES, parse_caption
@@ -63,6 +64,130 @@ def test_ranges_are_those_of_the_raw_activations(model):
             assert_same(high[step], rows.max(0).values, f"high of {site.name} at step {step}")
         assert_same(statistics.tensor_range(site.name)[0], low.min())
         assert_same(statistics.tensor_range(site.name)[1], high.max())
+
+
+def whole_inputs(
+    model: VideoModel, prompts: list[str]
+) -> tuple[dict[str, dict[int, list[torch.Tensor]]], list[set[str]]]:
+    """All inputs of every site by step as they come, and which layers were given the same tensor in the first call."""
+    inputs: dict[str, dict[int, list[torch.Tensor]]] = defaultdict(lambda: defaultdict(list))
+    readers: dict[int, set[str]] = defaultdict(set)
+    alive: list[torch.Tensor] = []  # so that no two tensors share an identity
+    step = [0]
+    watched = share_structure(model.denoiser)
+    for site in model.sites:
+
+        def keep(_, args, kwargs, name=site.name):
+            x = args[0] if args else kwargs["input"]
+            if not inputs[name]:
+                alive.append(x)
+                readers[id(x)].add(name)
+            inputs[name][step[0]].append(x.clone())
+
+        watched.get_submodule(site.name).register_forward_pre_hook(keep, with_kwargs=True)
+    for number, prompt in enumerate(prompts):
+        step[0] = 0
+        settings = default_settings(model, prompt, seed=1000 + number)
+        sample(model, watched, settings, lambda info: step.__setitem__(0, info.index + 1))
+    return inputs, list(readers.values())
+
+
+@pytest.fixture(scope="module")
+def watched_inputs(model):
+    return whole_inputs(model, PROMPTS)
+
+
+def test_layers_that_read_one_tensor_share_its_statistics(statistics, watched_inputs):
+    """q, k and v of a self-attention; k and v of all text attentions, which read the same text."""
+    groups = watched_inputs[1]
+    assert sorted(map(len, groups))[-1] > 3
+    for kind in ("low", "high", "tokens", "frame_low", "frame_high", "token_frames"):
+        entries = getattr(statistics, kind)
+        for group in groups:
+            assert len({id(entries.get(name)) for name in group}) == 1, f"{kind} of {group}"
+        tensors = {id(t) for t in entries.values()}
+        assert len(tensors) == sum(any(name in entries for name in group) for group in groups)
+
+
+def test_inputs_the_code_calls_shared_are_one_tensor(model, watched_inputs):
+    """Of `find_inputs`, by which layers are transformed together."""
+    for shared in find_inputs(model.denoiser, model.sites):
+        assert any(group.issuperset(shared.consumers) for group in watched_inputs[1]), shared.consumers
+
+
+def test_tokens_are_rows_of_the_step_they_are_filed_under(model, statistics, watched_inputs):
+    for site in model.sites:
+        tokens = statistics.tokens[site.name]
+        for step in range(2):
+            seen = torch.cat(watched_inputs[0][site.name][step])
+            if tokens.shape[2] > 1:
+                assert site.role == "temporal_attention"
+                assert tokens.shape[1:] == (1, 4, site.in_channels)
+                for sequence in tokens[step]:
+                    assert (seen.half() == sequence.half()).all((1, 2)).any(), f"{site.name} at step {step}"
+                continue
+            assert site.role != "temporal_attention"
+            assert tokens.shape[1:] == (4, 1, site.in_channels)
+            rows = seen.flatten(0, -2) if site.kind == "linear" else seen.movedim(1, -1).flatten(0, -2)
+            for token in tokens[step, :, 0]:
+                assert (rows.half() == token.half()).all(1).any(), f"{site.name} at step {step}"
+
+
+def test_every_clip_gives_tokens(model, statistics, watched_inputs):
+    for name in ("conv_in", "down_blocks.0.resnets.0.conv1", "down_blocks.0.attentions.0.proj_in"):
+        for step in range(2):
+            clips = watched_inputs[0][name][step]
+            from_clip = [
+                sum(
+                    bool((clip.movedim(1, -1).flatten(0, -2).half() == token.half()).all(1).any())
+                    for clip in clips[number::2]
+                )
+                for number in range(2)
+                for token in [*statistics.tokens[name][step, :, 0]]
+            ]
+            assert sum(from_clip[:4]) == sum(from_clip[4:]) == 2, f"{name} at step {step}"
+
+
+def test_tokens_and_extremes_of_frames(model, statistics, watched_inputs):
+    """Guidance doubles the batch: the leading axis is two samples of four frames."""
+    frames = statistics.run.frames
+    mapped = {site.name for site in model.sites if not site.role.startswith(("temporal", "time"))}
+    assert statistics.frame_low.keys() == statistics.frame_high.keys() == statistics.token_frames.keys() == mapped
+    for site in model.sites:
+        if site.name not in mapped:
+            continue
+        for step in range(2):
+            seen = torch.cat(watched_inputs[0][site.name][step])
+            assert len(seen) == 2 * 2 * frames
+            for frame in range(frames):
+                values = seen[frame::frames]
+                assert statistics.frame_low[site.name][step, frame] == values.min(), site.name
+                assert statistics.frame_high[site.name][step, frame] == values.max(), site.name
+            for token, frame in zip(
+                statistics.tokens[site.name][step, :, 0], statistics.token_frames[site.name][step], strict=True
+            ):
+                values = seen[int(frame) :: frames]
+                rows = values.flatten(0, -2) if site.kind == "linear" else values.movedim(1, -1).flatten(0, -2)
+                assert (rows.half() == token.half()).all(1).any(), (
+                    f"{site.name}: the token is not of frame {int(frame)}"
+                )
+
+
+def test_a_family_without_a_site_map_is_watched_too(wan):
+    statistics = calibrate(wan, PROMPTS[:1])
+    assert statistics.low.keys() == {site.name for site in wan.sites}
+    assert not statistics.frame_low
+    assert all(tokens.shape[2] == 1 for tokens in statistics.tokens.values())
+    for name, tokens in statistics.tokens.items():  # all zero for text, most of which is padding
+        assert (tokens >= statistics.low[name].half()[:, None, None]).all(), name
+        assert (tokens <= statistics.high[name].half()[:, None, None]).all(), name
+
+
+def test_calibrating_twice_gives_the_same(model, statistics):
+    again = calibrate(model, PROMPTS)
+    for kind in ("low", "high", "tokens", "frame_low", "frame_high", "token_frames"):
+        for name, tensor in getattr(statistics, kind).items():
+            assert_same(getattr(again, kind)[name], tensor, f"{kind} of {name}")
 
 
 def test_steps_are_told_apart(statistics):

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from qvd_core.calibration.statistics import FORMAT, RangeObserver, Statistics
+from qvd_core.calibration.statistics import FORMAT, InputObserver, Statistics
 from qvd_core.errors import CalibrationError, StorageError
 from tests.closeness import assert_same
 
@@ -23,11 +24,45 @@ def test_round_trip(statistics, tmp_path):
     again = Statistics.load(path)
     assert again.run == statistics.run
     assert again.macs == statistics.macs
-    for mine, read in ((statistics.low, again.low), (statistics.high, again.high)):
+    for kind in ("low", "high", "frame_low", "frame_high", "token_frames"):
+        mine, read = getattr(statistics, kind), getattr(again, kind)
         assert mine.keys() == read.keys()
         for name in mine:
-            assert_same(read[name], mine[name], name)
+            assert_same(read[name], mine[name], f"{kind} of {name}")
+    assert again.tokens.keys() == statistics.tokens.keys()
+    for name, tokens in statistics.tokens.items():
+        assert_same(again.tokens[name], tokens.half().float(), f"tokens of {name}")
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_what_sites_share_is_saved_once_and_shared_again(statistics, tmp_path):
+    path = tmp_path / "statistics.safetensors"
+    statistics.save(path)
+    again = Statistics.load(path)
+    for kind in ("low", "high", "frame_low", "frame_high", "tokens", "token_frames"):
+        mine, read = getattr(statistics, kind), getattr(again, kind)
+        assert len({id(t) for t in mine.values()}) < len(mine)
+        owners = {}
+        for name, tensor in mine.items():
+            owner = owners.setdefault(id(tensor), name)
+            assert read[name] is read[owner], f"{kind} of {name}"
+        assert len({id(t) for t in read.values()}) == len(owners)
+    with safe_open(path, framework="pt") as file:
+        assert len(file.keys()) == sum(
+            len({id(t) for t in getattr(statistics, kind).values()})
+            for kind in ("low", "high", "frame_low", "frame_high", "tokens", "token_frames")
+        )
+
+
+def test_tokens_beyond_half_precision_keep_full_precision(statistics, tmp_path):
+    path = tmp_path / "statistics.safetensors"
+    large = {name: 1e5 * tokens for name, tokens in statistics.tokens.items()}
+    replace(statistics, tokens=large).save(path)
+    again = Statistics.load(path)
+    for name, tokens in large.items():
+        assert torch.isfinite(again.tokens[name]).all()
+        if tokens.abs().max() > 6e4:
+            assert_same(again.tokens[name], tokens, name)
 
 
 def test_saving_replaces_an_older_file_and_is_reproducible(statistics, tmp_path):
@@ -67,6 +102,24 @@ def surplus_field(path: Path) -> None:
     save_file({"low/x": torch.zeros(2, 2)}, path, {"format": FORMAT, "run": json.dumps(run), "macs": "{}"})
 
 
+def foreign_tensor(path: Path) -> None:
+    """One that a later version of this program might have added, or another program."""
+    statistics = Statistics.load(path)
+    statistics.save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    save_file({**tensors, "median/conv_in": torch.zeros(2, 2)}, path, metadata)
+
+
+def missing_tensors(path: Path) -> None:
+    """Extremes without the tokens that belong to them."""
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    shared = {k: v for k, v in json.loads(metadata["shared"]).items() if not k.startswith("tokens/")}
+    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith("tokens/")}
+    save_file(kept, path, {**metadata, "shared": json.dumps(shared)})
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -80,8 +133,23 @@ def surplus_field(path: Path) -> None:
         no_run,
         list_for_run,
         surplus_field,
+        foreign_tensor,
+        missing_tensors,
     ],
-    ids=["absent", "empty", "text", "folder", "cut", "flipped", "other-tensors", "no-run", "list", "surplus"],
+    ids=[
+        "absent",
+        "empty",
+        "text",
+        "folder",
+        "cut",
+        "flipped",
+        "other-tensors",
+        "no-run",
+        "list",
+        "surplus",
+        "foreign-tensor",
+        "missing-tensors",
+    ],
 )
 def test_files_that_are_no_statistics(statistics, tmp_path, damage):
     path = tmp_path / "statistics.safetensors"
@@ -90,6 +158,13 @@ def test_files_that_are_no_statistics(statistics, tmp_path, damage):
     with pytest.raises(CalibrationError) as caught:
         Statistics.load(path)
     assert str(path) in str(caught.value)
+
+
+def test_files_of_an_older_version_say_what_to_do(tmp_path):
+    path = tmp_path / "statistics.safetensors"
+    save_file({"low/x": torch.zeros(2, 2), "high/x": torch.zeros(2, 2)}, path, {"format": "qvd-statistics-1"})
+    with pytest.raises(CalibrationError, match=r"qvd-statistics-1.*calibrate again"):
+        Statistics.load(path)
 
 
 def test_statistics_know_their_model(statistics, model):
@@ -131,7 +206,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing(statistics, tmp_path,
 
 
 def test_observers_stream_extremes_by_channel_and_step():
-    linear, conv = RangeObserver("a", "linear", 2, 3), RangeObserver("b", "conv2d", 2, 3)
+    linear, conv = InputObserver("a", "linear", 2, 3), InputObserver("b", "conv2d", 2, 3)
     batches = torch.randn(3, 4, 5, 3, generator=torch.Generator().manual_seed(0))
     for x, step in zip(batches, (0, 1, 0), strict=True):
         linear.observe(x, step)
@@ -142,8 +217,112 @@ def test_observers_stream_extremes_by_channel_and_step():
         assert observer.low.shape == (2, 3)
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("linear", (6, 3)),
+        ("linear", (3,)),
+        ("linear", (2, 4, 5, 3)),
+        ("conv1d", (6, 3, 5)),
+        ("conv2d", (6, 3, 5, 4)),
+        ("conv3d", (2, 3, 4, 5, 4)),
+    ],
+    ids=["rows", "one-row", "4-d", "conv1d", "conv2d", "conv3d"],
+)
+def test_inputs_of_any_shape_are_observed(kind, shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    observer = InputObserver("a", kind, 1, 3)
+    observer.observe(x, 0)
+    rows = x.reshape(-1, 3) if kind == "linear" else x.transpose(0, 1).reshape(3, -1).T
+    assert_same(observer.low[0], rows.amin(0), "low")
+    assert_same(observer.high[0], rows.amax(0), "high")
+    for token in observer.tokens[0, :, 0]:
+        assert (rows.half() == token.half()).all(1).any()
+
+
+def test_channels_last_images_are_observed_alike():
+    x = torch.randn(6, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+    plain, last = (InputObserver("a", "conv2d", 1, 3, frames=3, by_frame=True) for _ in range(2))
+    plain.observe(x, 0)
+    last.observe(x.contiguous(memory_format=torch.channels_last), 0)
+    for kind in ("low", "high", "frame_low", "frame_high", "tokens", "token_frames"):
+        assert_same(getattr(last, kind), getattr(plain, kind), kind)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("linear", (6, 5, 3)), ("conv2d", (6, 3, 5, 4))])
+def test_frames_repeat_along_the_leading_axis(kind, shape):
+    """Two samples of three frames: frame f is at f and at 3 + f."""
+    observer = InputObserver("a", kind, 2, 3, frames=3, by_frame=True)
+    batches = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    for x in batches:
+        observer.observe(x, 1)
+    for frame in range(3):
+        values = batches[:, [frame, 3 + frame]]
+        assert observer.frame_low[1, frame] == values.min()
+        assert observer.frame_high[1, frame] == values.max()
+    assert torch.isinf(observer.frame_low[0]).all()
+
+
+def test_tokens_know_their_frame():
+    """Every value is the number of its frame, so a token tells where it is from."""
+    for kind, shape in (("linear", (6, 1, 1)), ("conv2d", (6, 1, 1, 1))):
+        observer = InputObserver("a", kind, 50, 2, frames=3, by_frame=True)
+        values = (torch.arange(6.0) % 3).view(shape)
+        x = values.expand(6, 7, 2) if kind == "linear" else values.expand(6, 2, 5, 4)
+        for step in range(50):
+            observer.observe(x, step)
+        assert_same(observer.tokens[:, :, 0, 0], observer.token_frames, kind)
+        assert observer.token_frames.unique().tolist() == [0, 1, 2]
+
+
+def test_tokens_are_spread_over_all_positions_and_differ_between_sites():
+    x = torch.arange(1000.0).view(10, 100, 1)
+    seen = {}
+    for site in ("a", "b"):
+        observer = InputObserver(site, "linear", 100, 1)
+        for step in range(100):
+            observer.observe(x, step)
+        seen[site] = observer.tokens.flatten()
+        assert 430 < seen[site].mean() < 570
+        assert seen[site].min() < 50
+        assert seen[site].max() > 950
+    assert not torch.equal(seen["a"], seen["b"])
+
+
+@pytest.mark.parametrize("clips", [1, 2, 3, 4, 7])
+def test_clips_share_the_tokens(clips):
+    """Each value is the number of its clip: all tokens are filled, and evenly."""
+    observer = InputObserver("a", "linear", 28, 1)
+    for clip in range(clips):
+        for step in range(28):
+            observer.observe(torch.full((5, 1), 1.0 + clip), step, clip, clips)
+    counts = torch.bincount(observer.tokens.flatten().long(), minlength=clips + 1)
+    assert counts[0] == 0
+    assert counts[1:].max() - counts[1:].min() <= 1 + 28 * 4 // clips % 2
+
+
+def test_of_several_calls_in_a_step_each_can_give_tokens():
+    """Some pipelines guide by two calls, with the prompt and without; neither may be left out."""
+    observer = InputObserver("a", "linear", 60, 1)
+    for step in range(60):
+        for call in (1.0, 2.0):
+            observer.observe(torch.full((5, 1), call), step)
+    assert observer.tokens.unique().tolist() == [1, 2]
+
+
+def test_sequences_are_kept_whole():
+    x = torch.arange(5.0 * 4 * 3).view(5, 4, 3)
+    observer = InputObserver("a", "linear", 30, 3, frames=4, sequences=True)
+    for step in range(30):
+        observer.observe(x, step)
+    assert observer.tokens.shape == (30, 1, 4, 3)
+    for sequence in observer.tokens[:, 0]:
+        assert (x.half() == sequence.half()).all((1, 2)).any()
+    assert len(observer.tokens[:, 0, 0, 0].unique()) > 2
+
+
 def test_observers_refuse_what_is_not_finite():
-    observer = RangeObserver("conv_in", "conv2d", 2, 3)
+    observer = InputObserver("conv_in", "conv2d", 2, 3)
     x = torch.zeros(2, 3, 4, 4)
     x[1, 2, 3, 3] = float("nan")
     with pytest.raises(CalibrationError, match="conv_in contains NaN or infinite values at step 2"):
@@ -151,7 +330,7 @@ def test_observers_refuse_what_is_not_finite():
 
 
 def test_half_precision_is_observed_in_fp32():
-    observer = RangeObserver("a", "linear", 1, 2)
+    observer = InputObserver("a", "linear", 1, 2)
     x = torch.tensor([[1.0, -3.0], [2.0, 0.5]], dtype=torch.bfloat16)
     observer.observe(x, 0)
     assert_same(observer.low, torch.tensor([[1.0, -3.0]]))

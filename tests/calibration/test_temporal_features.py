@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, UNet2DModel, UNetMotionModel
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, UNet3DConditionModel, UNetMotionModel
 from torch import Tensor, nn
 
 from qvd_core.calibration.temporal_features import temporal_features
@@ -124,24 +124,42 @@ def test_half_precision_models_give_single_precision_features() -> None:
     assert features.values.dtype == torch.float32
 
 
-def test_other_families_are_refused_with_what_to_do() -> None:
-    other = UNet2DModel(
+def test_other_unets_are_enumerated_as_they_receive_it() -> None:
+    """A family without a site map: what every time_emb_proj of a 3-D UNet gets at each step of a run."""
+    torch.manual_seed(0)
+    unet = UNet3DConditionModel(
         sample_size=8,
-        block_out_channels=(8,),
+        block_out_channels=(8, 16),
         norm_num_groups=4,
         layers_per_block=1,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-    )
-    with pytest.raises(CalibrationError, match=r"tiny \(UNet2DModel\) has no layers known .* Choose such a model"):
-        temporal_features(model_of(other), 3)
+        cross_attention_dim=8,
+        attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+    ).eval()
+    features = temporal_features(model_of(unet), 5)
+    seen: dict[str, torch.Tensor] = {}
+    for name, module in unet.named_modules():
+        if name.endswith("time_emb_proj"):
+            module.register_forward_pre_hook(lambda layer, args, name=name: seen.__setitem__(name, args[0]))
+    for timestep, expected in zip(features.timesteps, features.values, strict=True):
+        with torch.no_grad():
+            unet(torch.randn(1, 4, 2, 8, 8), timestep, torch.randn(1, 3, 8))
+        assert len(seen) == 8
+        for received in seen.values():
+            torch.testing.assert_close(received, expected.expand_as(received))
+
+
+def test_models_without_temporal_features_are_refused_with_what_to_do(wan) -> None:
+    with pytest.raises(CalibrationError, match=r"\(WanTransformer3DModel\) has no layers known .* Choose such a model"):
+        temporal_features(wan, 3)
 
 
 def test_embeddings_that_hold_more_than_the_time_are_refused() -> None:
     unet = motion_unet(
         addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=64
     )
-    with pytest.raises(CalibrationError, match="text_time"):
+    with pytest.raises(CalibrationError, match="add_embedding"):
         temporal_features(model_of(unet), 3)
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qvd_core.layers.quantized import DynamicPerToken, QuantizedLayer, StaticPerTensor, weight_grid
+from qvd_core.formats import ActivationFormat, WeightFormat
+from qvd_core.layers.inputs import DynamicPerToken, StaticPerTensor
+from qvd_core.layers.quantized import QuantizedLayer, weight_grid
 from qvd_core.quantizers.uniform import make_grid
-from qvd_core.recipe import ActivationFormat, WeightFormat
 from tests.closeness import assert_close, assert_same
 
 STATIC, DYNAMIC = "static_per_tensor", "dynamic_per_token"

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from torch import nn
 
-from qvd_core.models.sites import LAYER_KINDS, find_sites, has_site_map
+from qvd_core.models.sites import LAYER_KINDS, SharedInput, find_inputs, find_sites, has_site_map
 from qvd_core.models.unet_motion import ROLE_PATTERNS
 
 
@@ -35,8 +35,8 @@ ONE_SITE_PER_ROLE = {
     "text_attention": "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q",
     "text_attention_output": "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_out.0",
     "spatial_feed_forward": "up_blocks.1.attentions.1.transformer_blocks.0.ff.net.2",
-    "first_convolution": "conv_in",
-    "last_convolution": "conv_out",
+    "first_layer": "conv_in",
+    "last_layer": "conv_out",
     "residual_convolution": "mid_block.resnets.1.conv2",
     "shortcut_convolution": "up_blocks.0.resnets.0.conv_shortcut",
     "resampling_convolution": "down_blocks.0.downsamplers.0.conv",
@@ -86,7 +86,8 @@ def test_a_family_without_a_map_has_generic_roles(wan):
     assert not wan.mapped
     assert not has_site_map(wan.denoiser)
     roles = {site.name: (site.role, site.kind) for site in wan.sites}
-    assert roles["patch_embedding"] == ("convolution", "conv3d")
+    assert roles["patch_embedding"] == ("first_layer", "conv3d")
+    assert roles["proj_out"] == ("last_layer", "linear")
     assert roles["blocks.0.attn1.to_q"] == ("linear", "linear")
     assert {site.block for site in wan.sites} == {"", "blocks.0", "blocks.1"}
 
@@ -100,3 +101,46 @@ def test_other_layers_are_no_sites():
     network = nn.Sequential(nn.ConvTranspose2d(2, 2, 1), Clever(2, 2), nn.Embedding(2, 2), nn.Linear(3, 2, bias=False))
     (site,) = find_sites(network)
     assert (site.name, site.role, site.has_bias, site.parameters) == ("3", "linear", False, 6)
+
+
+def test_every_site_reads_exactly_one_input(model, wan):
+    for some in (model, wan):
+        readers = [name for shared in find_inputs(some.denoiser, some.sites) for name in shared.consumers]
+        assert sorted(readers) == sorted(site.name for site in some.sites)
+        assert len(set(readers)) == len(readers)
+
+
+def test_inputs_that_layers_share_and_the_norms_that_make_them(model):
+    spatial = "up_blocks.1.attentions.0.transformer_blocks.0"
+    temporal = "up_blocks.1.motion_modules.0.transformer_blocks.0"
+    inputs = find_inputs(model.denoiser, model.sites)
+    for expected in (
+        SharedInput(tuple(f"{spatial}.attn1.to_{x}" for x in "qkv"), f"{spatial}.norm1"),
+        SharedInput((f"{spatial}.attn2.to_q",), f"{spatial}.norm2"),
+        SharedInput((f"{spatial}.attn2.to_k", f"{spatial}.attn2.to_v"), None),
+        SharedInput((f"{spatial}.ff.net.0.proj",), f"{spatial}.norm3"),
+        SharedInput((f"{spatial}.ff.net.2",), None),
+        SharedInput(tuple(f"{temporal}.attn1.to_{x}" for x in "qkv"), f"{temporal}.norm1"),
+        SharedInput(tuple(f"{temporal}.attn2.to_{x}" for x in "qkv"), f"{temporal}.norm2"),
+        SharedInput((f"{temporal}.ff.net.0.proj",), f"{temporal}.norm3"),
+        SharedInput(("up_blocks.1.attentions.0.proj_in",), "up_blocks.1.attentions.0.norm"),
+        SharedInput(("up_blocks.1.motion_modules.0.proj_in",), "up_blocks.1.motion_modules.0.norm"),
+        SharedInput(("conv_in",), None),
+        SharedInput(("up_blocks.0.resnets.0.conv1",), None),  # an activation comes between
+    ):
+        assert expected in inputs
+    for shared in inputs:
+        if shared.norm is not None:
+            assert isinstance(model.denoiser.get_submodule(shared.norm), nn.LayerNorm | nn.GroupNorm)
+
+
+def test_inputs_of_an_unknown_family_are_not_shared(wan):
+    assert all(len(i.consumers) == 1 and i.norm is None for i in find_inputs(wan.denoiser, wan.sites))
+
+
+def test_which_sites_see_frames_one_by_one(model, wan):
+    """The spatial half of the UNet; motion modules see them side by side, the time path none."""
+    for site in model.sites:
+        expected = "motion_modules" not in site.name and "time_" not in site.name
+        assert site.sees_frames is expected, site.name
+    assert not any(site.sees_frames for site in wan.sites)

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from qvd_core.formats import ACTIVATION_BITS, WEIGHT_BITS
 from qvd_core.quantizers.uniform import (
     affine_grid,
     dequantize,
@@ -15,7 +16,6 @@ from qvd_core.quantizers.uniform import (
     quantize,
     symmetric_grid,
 )
-from qvd_core.recipe import ACTIVATION_BITS, WEIGHT_BITS
 from tests.closeness import assert_close, assert_same
 
 SHAPE = (6, 5, 7)  # [tokens or output channels, ...]
@@ -190,3 +190,15 @@ def test_signal_to_noise_follows_six_decibels_per_bit(symmetric):
         grid = make_grid(x.min(), x.max(), bits, symmetric)
         error = (fake_quantize(x, grid) - x).double().square().mean().item()
         assert math.isclose(error, float(grid.scale) ** 2 / 12, rel_tol=0.05), f"{bits} bits: {error:.4g}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("scales", [1, 3], ids=["one-grid", "several"])
+def test_what_is_no_number_is_seen_and_what_is_too_large_is_clipped(dtype, scales):
+    """A variant's NaN must reach whoever looks for it, not turn into a plausible code."""
+    grid = make_grid(-torch.ones(scales), 2 * torch.ones(scales), 4, symmetric=False)
+    x = torch.tensor([math.nan, math.inf, -math.inf], dtype=dtype)
+    restored = fake_quantize(x, grid)
+    assert restored.dtype == dtype
+    assert math.isnan(restored[0])
+    assert_same(restored[1:], torch.tensor([2.0, -1.0], dtype=dtype))

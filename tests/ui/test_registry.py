@@ -8,7 +8,7 @@ import time
 import pytest
 
 from qvd_core.calibration.calibrate import calibrate
-from qvd_core.errors import ModelError
+from qvd_core.errors import ModelError, RecipeError
 from qvd_core.models.loader import VideoModel, load
 from qvd_core.recipe import get_recipe
 from qvd_core.sampling import default_settings, generate
@@ -55,6 +55,15 @@ def test_the_least_recently_used_leaves_and_is_reported() -> None:
 def test_a_public_server_offers_embedded_models_only(source: str) -> None:
     with pytest.raises(ModelError, match="this server offers animatediff-mini"):
         Registry(any_model=False).model(source)
+
+
+def test_a_recipe_is_checked_against_a_loaded_model_only(wan: VideoModel) -> None:
+    registry = Registry(any_model=True)
+    scri = get_recipe("qvd-w8a8")
+    assert registry.checked("wan", scri) is scri
+    registry._models.put("wan", wan)
+    with pytest.raises(RecipeError, match=r"No site of .* matches 'temporal_attention'"):
+        registry.checked("wan", scri)
 
 
 def test_two_models_with_the_same_weights_are_kept_apart(tiny_folder) -> None:

@@ -1,0 +1,163 @@
+"""What calibration, searches and simulation cost, as ratios to plain sampling measured in the same run.
+
+Alternating and by medians, since a machine's speed drifts. Peak memory is that of a fresh process for
+each side on a CPU, of the allocator on CUDA.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics as mathematics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from qvd_core.calibration.calibrate import calibrate, calibration_prompts
+from qvd_core.calibration.statistics import Statistics
+from qvd_core.models.catalog import CATALOG
+from qvd_core.models.loader import VideoModel, load
+from qvd_core.recipe import get_recipe
+from qvd_core.sampling import default_settings, generate, sample
+from qvd_core.variant import quantize, share_structure
+
+SEARCHING = "qvd-w8a8"
+SIMULATED = "qvd-w4a6"
+
+
+def benchmark_calibration(
+    model: VideoModel,
+    *,
+    prompts: int = 2,
+    repeats: int = 3,
+    compiled: bool = True,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> dict[str, Any]:
+    """Measure calibration, parameter search and simulated arithmetic against plain sampling.
+
+    Args:
+        prompts: clips that each calibration and each sampling run makes.
+        repeats: runs of each side; medians are compared.
+        compiled: also compare simulated and floating-point steps under torch.compile.
+        on_stage: told what is about to be measured.
+
+    Returns:
+        "ratio_calibration_to_sampling", "ratio_peak_memory", "ratio_search_to_sampling",
+        "ratio_simulated_to_float" with the seconds and bytes behind them; "ratio_simulated_to_float_compiled"
+        is None with "compiled_failed" saying why where torch.compile does not work.
+    """
+    texts = calibration_prompts(model, prompts)
+    plans = [default_settings(model, text, seed=number) for number, text in enumerate(texts)]
+    on_stage("calibration against sampling")
+    calibrated: list[Statistics] = []
+    sampling, calibration = _alternate(
+        (lambda: [generate(model, plan) for plan in plans], lambda: calibrated.append(calibrate(model, texts))),
+        repeats,
+    )
+    on_stage("peak memory")
+    memory = {kind: _peak_memory(kind, model, texts) for kind in ("sampling", "calibration")}
+
+    on_stage("parameter search")
+    searches = [quantize(model, get_recipe(SEARCHING), calibrated[0]).search_seconds for _ in range(repeats + 1)][1:]
+    search = mathematics.median(searches)
+
+    variant = quantize(model, get_recipe(SIMULATED), calibrated[0])
+    inputs = _denoiser_inputs(model)
+
+    def call(denoiser: Any) -> Callable[[], Any]:
+        return lambda: denoiser(*inputs[0], **inputs[1])
+
+    on_stage("simulated against floating point")
+    with torch.inference_mode():
+        floating, simulated = _alternate((call(model.denoiser), call(variant.denoiser)), 8 * repeats)
+    result: dict[str, Any] = {
+        "ratio_calibration_to_sampling": calibration / sampling,
+        "ratio_peak_memory": memory["calibration"] / memory["sampling"],
+        "ratio_search_to_sampling": search / (sampling / prompts),
+        "ratio_simulated_to_float": simulated / floating,
+        "seconds": {
+            "sampling": sampling,
+            "calibration": calibration,
+            "search": search,
+            "step_float": floating,
+            "step_simulated": simulated,
+        },
+        "peak_memory_bytes": memory,
+        "recipes": {"search": SEARCHING, "simulated": SIMULATED},
+        "prompts": prompts,
+        "steps": plans[0].steps,
+        "device": str(model.device),
+    }
+    if compiled:
+        on_stage("the same, compiled")
+        try:
+            with torch.inference_mode():
+                both = (torch.compile(model.denoiser), torch.compile(variant.denoiser))
+                floating, simulated = _alternate((call(both[0]), call(both[1])), 8 * repeats)
+            result["ratio_simulated_to_float_compiled"] = simulated / floating
+            result["seconds"] |= {"step_float_compiled": floating, "step_simulated_compiled": simulated}
+        except Exception as error:  # torch.compile fails in many ways: no compiler, an unsupported call, ...
+            result["ratio_simulated_to_float_compiled"] = None
+            result["compiled_failed"] = str(error).strip().splitlines()[0]
+    return result
+
+
+def _alternate(sides: tuple[Callable[[], Any], ...], repeats: int) -> list[float]:
+    """Median seconds of each side, run in turn after one warm-up of each."""
+    for side in sides:
+        side()
+    seconds: list[list[float]] = [[] for _ in sides]
+    for _ in range(repeats):
+        for side, taken in zip(sides, seconds, strict=True):
+            started = time.perf_counter()
+            side()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            taken.append(time.perf_counter() - started)
+    return [mathematics.median(taken) for taken in seconds]
+
+
+def _denoiser_inputs(model: VideoModel) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What the denoiser receives at the first step of its default clip."""
+    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    watched = share_structure(model.denoiser)
+
+    def remember(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append((args, kwargs))
+
+    watched.register_forward_pre_hook(remember, with_kwargs=True)
+    sample(model, watched, default_settings(model, calibration_prompts(model, 1)[0], steps=1))
+    return seen[0]
+
+
+def _peak_memory(kind: str, model: VideoModel, prompts: list[str]) -> int:
+    """Bytes at most in use while sampling or calibrating `prompts`."""
+    if model.device.name == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        _run(kind, model, prompts)
+        return torch.cuda.max_memory_allocated()
+    spec = model.spec
+    source = (spec.name, None) if spec.name in CATALOG else (spec.source, spec.revision)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak_of_fresh_process, (kind, *source, prompts, torch.get_num_threads()))
+
+
+def _peak_of_fresh_process(kind: str, source: str, revision: str | None, prompts: list[str], threads: int) -> int:
+    import resource  # not on Windows
+
+    torch.set_num_threads(threads)
+    _run(kind, load(source, revision=revision, device="cpu"), prompts)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _run(kind: str, model: VideoModel, prompts: list[str]) -> None:
+    if kind == "calibration":
+        calibrate(model, prompts)
+        return
+    for number, prompt in enumerate(prompts):
+        generate(model, default_settings(model, prompt, seed=number))

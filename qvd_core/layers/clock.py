@@ -1,0 +1,48 @@
+"""Which step of the sampler a denoiser is computing, for layers that treat every step differently."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from torch import Tensor, nn
+
+from qvd_core.errors import GenerationError
+
+
+class StepClock:
+    """Reads the timestep of every call of one denoiser and tells its layers the step's number.
+
+    Each thread has its own time, so clips sampled side by side do not disturb each other.
+    """
+
+    def __init__(self, denoiser: nn.Module, timesteps: Tensor):
+        self._numbers = {float(t): number for number, t in enumerate(timesteps)}
+        self._now = threading.local()
+        denoiser.register_forward_pre_hook(self.read, with_kwargs=True)
+
+    @property
+    def steps(self) -> int:
+        """Length of the sampler this clock knows."""
+        return len(self._numbers)
+
+    @property
+    def step(self) -> int:
+        """0-based number of the step now computed in this thread."""
+        return int(self._now.step)
+
+    def read(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take the time from the arguments of a denoiser call.
+
+        Raises:
+            GenerationError: the timestep is not one of this clock's sampler.
+        """
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        value = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
+        if value not in self._numbers:
+            raise GenerationError(
+                f"This variant is fixed to the {self.steps} steps it was calibrated for, and timestep"
+                f" {value:g} is none of them: sample with {self.steps} steps and the model's own sampler, or"
+                " choose a recipe that does not treat every step by itself."
+            )
+        self._now.step = self._numbers[value]

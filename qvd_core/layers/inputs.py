@@ -1,0 +1,131 @@
+"""Input quantizers of a layer: on a grid fixed by calibration, or on one found as the input arrives."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+
+import torch
+from torch import Tensor, nn
+
+from qvd_core.errors import GenerationError
+from qvd_core.formats import ActivationFormat
+from qvd_core.layers.clock import StepClock
+from qvd_core.quantizers import logarithmic
+from qvd_core.quantizers.uniform import Grid, fake_quantize, make_grid
+
+
+class StaticGrids(nn.Module):
+    """One or several grids, fixed by calibration; subclasses say which value is on which."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, low: Tensor, high: Tensor, form: ActivationFormat):
+        super().__init__()
+        grid = make_grid(low.reshape(-1), high.reshape(-1), form.bits, form.symmetric)
+        self.register_buffer("scale", grid.scale)
+        self.register_buffer("zero_point", grid.zero_point)
+        self.code_min, self.code_max = grid.code_min, grid.code_max
+
+    def grids(self) -> Grid:
+        return Grid(self.scale, self.zero_point, self.code_min, self.code_max)
+
+
+class StaticPerTensor(StaticGrids):
+    """One grid for all inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fake_quantize(x, self.grids())
+
+
+class StaticPerFrame(StaticGrids):
+    """One grid for each frame; the input's leading axis is samples x frames."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = len(self.scale)
+        if len(x) % frames:
+            raise GenerationError(
+                f"This variant has one grid for each of {frames} frames; sample {frames} frames, or calibrate"
+                " with as many as you want."
+            )
+        return _along(x, self.grids(), 0, len(x) // frames)
+
+
+class StaticPerStep(StaticGrids):
+    """One grid for each step of the calibrated sampler."""
+
+    def __init__(self, low: Tensor, high: Tensor, form: ActivationFormat, clock: StepClock):
+        super().__init__(low, high, form)
+        self.clock = clock
+
+    def forward(self, x: Tensor) -> Tensor:
+        now = slice(self.clock.step, self.clock.step + 1)
+        return fake_quantize(x, Grid(self.scale[now], self.zero_point[now], self.code_min, self.code_max))
+
+
+class StaticSplit(StaticGrids):
+    """One grid for the first `split` channels of a convolution's input, one for the rest."""
+
+    def __init__(self, low: Tensor, high: Tensor, form: ActivationFormat, split: int, channels: int):
+        super().__init__(low, high, form)
+        sizes = torch.tensor([split, channels - split])
+        self.scale, self.zero_point = self.scale.repeat_interleave(sizes), self.zero_point.repeat_interleave(sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _along(x, self.grids(), 1, 1)
+
+
+def _along(x: Tensor, grid: Grid, axis: int, repeats: int) -> Tensor:
+    """`x` on grids that change along `axis`."""
+    shape = [1] * x.dim()
+    shape[axis] = -1
+    scale, zero_point = (t.repeat(repeats).view(shape) for t in (grid.scale, grid.zero_point))
+    return fake_quantize(x, Grid(scale, zero_point, grid.code_min, grid.code_max))
+
+
+class OncePerInput(nn.Module):
+    """Quantizes a tensor that several layers read, such as q, k and v, for the first of them only.
+
+    Each thread remembers its own last input, and what became of it until the last reader has come.
+    """
+
+    def __init__(self, quantizer: nn.Module, readers: int):
+        super().__init__()
+        self.quantizer, self.readers = quantizer, readers
+        self._last = threading.local()
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = self._last
+        if getattr(last, "input", lambda: None)() is not x:
+            last.input, last.output, last.left = weakref.ref(x), self.quantizer(x), self.readers
+        output: Tensor = last.output
+        last.left -= 1
+        if last.left == 0:
+            del last.input, last.output
+        return output
+
+
+class DynamicPerToken(nn.Module):
+    """One grid per token, found as it arrives: a row of a linear input, a whole sample of a convolution's."""
+
+    def __init__(self, form: ActivationFormat, kind: str):
+        super().__init__()
+        self.form = form
+        self.axes: tuple[int, ...] = (-1,) if kind == "linear" else tuple(range(1, 2 + int(kind[-2])))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Grids in fp32 whatever the input: bf16 cannot tell codes beyond 256 apart.
+        low, high = x.amin(self.axes, keepdim=True).float(), x.amax(self.axes, keepdim=True).float()
+        return fake_quantize(x, make_grid(low, high, self.form.bits, self.form.symmetric))
+
+
+class Logarithmic(nn.Module):
+    """HiDi-TQ's grid, see `qvd_core.quantizers.logarithmic`."""
+
+    def __init__(self, grid: logarithmic.LogGrid):
+        super().__init__()
+        self.grid = grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        return logarithmic.fake_quantize(x, self.grid)

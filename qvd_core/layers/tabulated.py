@@ -1,0 +1,26 @@
+"""A layer of the time path replaced by its outputs, one row for each step of the sampler."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from qvd_core.layers.clock import StepClock
+
+
+class TabulatedLayer(nn.Module):
+    """Looks up what a linear layer gives at the step now computed, instead of computing it.
+
+    Attributes:
+        outputs: [steps, out], in the dtype of the layer.
+    """
+
+    outputs: Tensor
+
+    def __init__(self, outputs: Tensor, clock: StepClock):
+        super().__init__()
+        self.register_buffer("outputs", outputs)
+        self.clock = clock
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The step's row for every one of the inputs [..., in]."""
+        return self.outputs[self.clock.step].expand(*input.shape[:-1], -1)

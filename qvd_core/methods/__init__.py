@@ -1,0 +1,1 @@
+"""Published quantization methods, one file per published component."""
