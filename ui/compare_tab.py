@@ -149,6 +149,8 @@ def compare_tab(registry: Registry, runs: Runs, downloads: Downloads, model_name
         [panel, last, status, scores, start, stop, files, *links],
         concurrency_id="model",
         concurrency_limit=1,
+        # A run still writing its files must not swallow the next press, whose buttons would stay disabled.
+        trigger_mode="multiple",
         **quiet,
     )
     stop.click(cancel, queue=False, api_visibility="private")
