@@ -52,7 +52,7 @@ class ActivationFormat:
             mixes positions, so there a token is one whole sample (a frame).
         symmetric: codes around zero; otherwise affine, with a zero point.
         search: how a static range is chosen, see `qvd_core.calibration.ranges`: "min_max", the extremes
-            over all steps; "mse", the shrunken range of least error at each step, averaged over steps;
+            over all steps; "mse", the extremes shrunk to the range of least error;
             "percentile", which leaves out the outermost 0.1 % of values at either end.
     """
 

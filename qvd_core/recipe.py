@@ -170,7 +170,7 @@ BITS = ((8, 8), (6, 6), (4, 8), (4, 6), (4, 4))
 METHODS: dict[str, str] = {
     "minmax": "Extremes of calibration; symmetric weights",
     "dynamic": "A range for every token, as it arrives; symmetric weights",
-    "mse": "Ranges of least error, averaged over steps",
+    "mse": "Ranges of least error over all steps",
     "percentile": "Ranges without the outermost 0.1 % at either end",
     "smoothquant": "Channel balancing (SmoothQuant, ViDiT-Q)",
     "os-plus": "Channel shift and scale at all layers (Outlier Suppression+)",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 METHODS: dict[str, tuple[str, str]] = {
     "minmax": ("Min-max", "One grid per layer input, from the smallest to the largest value that calibration saw."),
     "dynamic": ("Dynamic per token", "Every token gets a grid of its own as it arrives; nothing is calibrated."),
-    "mse": ("Least error", "One grid per layer input, narrowed to the least rounding error, averaged over steps."),
+    "mse": ("Least error", "One grid per layer input, narrowed to the least rounding error over all steps."),
     "percentile": (
         "Percentile",
         "One grid per layer input, which leaves out the outermost 0.1 % of values at either end.",
