@@ -102,9 +102,9 @@ def _transformation(recipe: Recipe) -> str:
 def _other_grid(model: VideoModel, recipe: Recipe, site: Site, form: ActivationFormat, transformed: bool) -> list[str]:
     from qvd_core.models.sites import shortcut_split
 
-    if form.range == "dynamic_per_token":
-        return ["every token gets a grid of its own as it arrives"]
     found = []
+    if form.range == "dynamic_per_token":
+        found.append("every token gets a grid of its own as it arrives")
     if form.range == "static_per_step":
         found.append("every step has a grid of its own")
     if form.range == "static_per_frame" and site.sees_frames and not transformed:
@@ -113,6 +113,8 @@ def _other_grid(model: VideoModel, recipe: Recipe, site: Site, form: ActivationF
         found.append("each part of this concatenated input has a grid of its own")
     if form.search == "mse":
         found.append("ranges are narrowed to the least error")
+    if form.search == "mse_by_step":
+        found.append("ranges are the mean of each step's of least error")
     if form.search == "percentile":
         found.append("ranges leave out the outermost 0.1 % at either end")
     return found

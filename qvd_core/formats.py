@@ -34,7 +34,7 @@ class WeightFormat:
 
 
 ACTIVATION_RANGES = ("static_per_tensor", "static_per_frame", "static_per_step", "dynamic_per_token")
-RANGE_SEARCHES = ("min_max", "mse", "percentile")
+RANGE_SEARCHES = ("min_max", "mse", "mse_by_step", "percentile")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class ActivationFormat:
             mixes positions, so there a token is one whole sample (a frame).
         symmetric: codes around zero; otherwise affine, with a zero point.
         search: how a static range is chosen, see `qvd_core.calibration.ranges`: "min_max", the extremes
-            over all steps; "mse", the extremes shrunk to the range of least error;
+            over all steps; "mse", the extremes shrunk to the range of least error over all steps;
+            "mse_by_step", the mean over steps of the ranges of least error of each, as in QVD's public port;
             "percentile", which leaves out the outermost 0.1 % of values at either end.
     """
 
@@ -61,7 +62,7 @@ class ActivationFormat:
         "static_per_tensor"
     )
     symmetric: bool = False
-    search: Literal["min_max", "mse", "percentile"] = "min_max"
+    search: Literal["min_max", "mse", "mse_by_step", "percentile"] = "min_max"
 
     def __post_init__(self) -> None:
         _check_bits("activation bits", self.bits, ACTIVATION_BITS)

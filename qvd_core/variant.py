@@ -27,6 +27,7 @@ from qvd_core.layers.clock import StepClock
 from qvd_core.layers.folded_norm import fold_into_norm
 from qvd_core.layers.inputs import (
     DynamicPerToken,
+    DynamicSplit,
     Logarithmic,
     OncePerInput,
     StaticPerFrame,
@@ -252,7 +253,8 @@ class _Builder:
         if site.role == "temporal_features" and isinstance(self.recipe.temporal, HTDQ):
             return self._logarithmic(self.recipe.temporal, form.bits)
         if form.range == "dynamic_per_token":
-            return DynamicPerToken(form, site.kind)
+            dynamic = DynamicPerToken(form, site.kind)
+            return dynamic if split is None else DynamicSplit(dynamic, split)
         self._statistics_of(site)
         assert self.statistics is not None
         padded = _pads_with_zeros(self.denoiser.get_submodule(site.name))

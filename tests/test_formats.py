@@ -102,7 +102,7 @@ def test_channel_balancing_out_of_range(values, message):
 
 @pytest.mark.parametrize("search", ["max", "", None, ["mse"]], ids=repr)
 def test_unknown_range_searches(search):
-    with pytest.raises(RecipeError, match=r"Unknown range search .*; choose from min_max, mse, percentile"):
+    with pytest.raises(RecipeError, match=r"Unknown range search .*; choose from min_max, mse, mse_by_step"):
         ActivationFormat(8, search=search)
 
 

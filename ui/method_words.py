@@ -71,7 +71,12 @@ RANGE_WORDS = {
     "static_per_step": "Each step of the calibrated sampler has a range, so clips can be sampled at its steps only.",
     "dynamic_per_token": "Each token's range is found as it arrives; in a convolution, each frame's. No calibration.",
 }
-SEARCHES = [("extremes", "min_max"), ("least error", "mse"), ("percentile", "percentile")]
+SEARCHES = [
+    ("extremes", "min_max"),
+    ("least error", "mse"),
+    ("least error by step", "mse_by_step"),
+    ("percentile", "percentile"),
+]
 
 TEMPORAL = [
     ("as other inputs", "none"),

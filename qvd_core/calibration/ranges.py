@@ -4,10 +4,10 @@ All searches work on the sampled tokens and recorded extremes, so no model runs.
 
 Least error follows QDrop, as the public port of QVD does: both ends of the range are multiplied by
 i / 50, i = 1..50, and the factor of least mean |x' - x|^2.4 is taken. The port searches every calibration
-forward by itself and averages the ranges found, which cuts off the steps of widest range: at 8 bits and
-more that costs more than it gains, and no number of bits makes it exact. Here all steps are searched
-together, and the recorded extremes of the channels count as values of their own, since a sample hardly
-ever holds them [choice]. The port also centres the range of a whole tensor on zero in this search, which
+forward by itself and averages the ranges found ("mse_by_step"), which cuts off the steps of widest range: at
+8 bits and more that costs more than it gains, and no number of bits makes it exact. Our "mse" searches all
+steps together [choice]. In both, the recorded extremes of the channels count as values of their own, since
+a sample hardly ever holds them. The port also centres the range of a whole tensor on zero in this search, which
 costs SiLU outputs nearly one bit; here both ends keep their proportion, as in its per-frame search.
 """
 
@@ -57,34 +57,30 @@ def input_range(
         low, high = low.clamp(max=0), high.clamp(min=0)
     if transform is not None:
         low, high, tokens = (transform.apply(t) for t in (low, high, tokens))
-    by_channel, tokens = (low[:, channels], high[:, channels]), tokens[..., channels]
+    ends, tokens = (low[:, channels], high[:, channels]), tokens[..., channels]
     by_step = form.range == "static_per_step"
     if form.range == "static_per_frame" and site in statistics.frame_low and transform is None:
-        low, high = statistics.frame_low[site], statistics.frame_high[site]
-        group = statistics.token_frames[site].long()  # [steps, samples]
-        extremes, extreme_group = torch.cat([low.amin(0), high.amax(0)]), torch.arange(low.shape[1]).repeat(2)
+        low, high = ends = statistics.frame_low[site], statistics.frame_high[site]
+        group, end_group = statistics.token_frames[site].long(), torch.arange(low.shape[1])
     else:
-        low, high = by_channel[0].amin(1, keepdim=True), by_channel[1].amax(1, keepdim=True)
-        group = torch.zeros(tokens.shape[:2], dtype=torch.long)
-        extremes = torch.cat([by_channel[0].amin(0), by_channel[1].amax(0)])
-        extreme_group = torch.zeros(len(extremes), dtype=torch.long)
+        low, high = ends[0].amin(1, keepdim=True), ends[1].amax(1, keepdim=True)
+        group, end_group = torch.zeros(tokens.shape[:2], dtype=torch.long), torch.zeros(ends[0].shape[1]).long()
 
     if form.search == "percentile":
         return _percentiles(tokens, group, low, high, by_step)
     if form.search == "min_max":
         return (low.flatten(), high.flatten()) if by_step else (low.amin(0), high.amax(0))
+    values, group = tokens.flatten(1), group.repeat_interleave(tokens[0, 0].numel(), 1)
+    if form.search == "mse" and not by_step:  # one search for all steps
+        low, high = low.amin(0, keepdim=True), high.amax(0, keepdim=True)
+        ends = ends[0].amin(0, keepdim=True), ends[1].amax(0, keepdim=True)
+        values, group = values.reshape(1, -1), group.reshape(1, -1)
     count = statistics.counts.get(site, tokens[..., 0].numel()) * tokens.shape[-1]
-    if by_step:  # every step is a search of its own, among its own values
-        ends, values = torch.cat(by_channel, 1), tokens.flatten(1)
-        search = _Search(values, torch.zeros_like(values).long(), ends, torch.zeros_like(ends).long())
-        factor = search.factor(low, high, count / len(low), form)
-        return low.flatten() * factor, high.flatten() * factor
-    per_token = tokens[0, 0].numel()
-    groups = group.flatten().repeat_interleave(per_token)
-    low, high = low.amin(0), high.amax(0)
-    search = _Search(tokens.flatten()[None], groups[None], extremes[None], extreme_group[None])
-    factor = search.factor(low[None], high[None], count, form)
-    return low * factor, high * factor
+    extremes = torch.cat(ends, 1)
+    search = _Search(values, group, extremes, end_group.repeat(2).expand_as(extremes))
+    factor = search.factor(low, high, count / len(low), form)[:, None]
+    low, high = low * factor, high * factor
+    return (low.flatten(), high.flatten()) if by_step else (low.mean(0), high.mean(0))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qvd_core.errors import GenerationError
@@ -13,7 +14,8 @@ from qvd_core.errors import GenerationError
 class StepClock:
     """Reads the timestep of every call of one denoiser and tells its layers the step's number.
 
-    Each thread has its own time, so clips sampled side by side do not disturb each other.
+    Each thread has its own time, so clips sampled side by side do not disturb each other. A compiled graph
+    is left to read it, or it would be compiled anew for every step.
     """
 
     def __init__(self, denoiser: nn.Module, timesteps: Tensor):
@@ -27,10 +29,12 @@ class StepClock:
         return len(self._numbers)
 
     @property
+    @torch.compiler.disable
     def step(self) -> int:
         """0-based number of the step now computed in this thread."""
         return int(self._now.step)
 
+    @torch.compiler.disable
     def read(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take the time from the arguments of a denoiser call.
 

@@ -96,6 +96,9 @@ class OncePerInput(nn.Module):
         self._last = threading.local()
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():  # a compiler finds equal computations by itself
+            quantized: Tensor = self.quantizer(x)
+            return quantized
         last = self._last
         if getattr(last, "input", lambda: None)() is not x:
             last.input, last.output, last.left = weakref.ref(x), self.quantizer(x), self.readers
@@ -120,12 +123,24 @@ class DynamicPerToken(nn.Module):
         return fake_quantize(x, make_grid(low, high, self.form.bits, self.form.symmetric))
 
 
+class DynamicSplit(nn.Module):
+    """The first `split` channels of a convolution's input and the rest, each on grids of their own."""
+
+    def __init__(self, quantizer: DynamicPerToken, split: int):
+        super().__init__()
+        self.quantizer, self.split = quantizer, split
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.quantizer(part) for part in (x[:, : self.split], x[:, self.split :])], 1)
+
+
 class Logarithmic(nn.Module):
     """HiDi-TQ's grid, see `qvd_core.quantizers.logarithmic`."""
 
     def __init__(self, grid: logarithmic.LogGrid):
         super().__init__()
         self.grid = grid
+        _ = grid.magnitudes, grid.thresholds  # its tables, now: torch.compile cannot make them later
 
     def forward(self, x: Tensor) -> Tensor:
         return logarithmic.fake_quantize(x, self.grid)

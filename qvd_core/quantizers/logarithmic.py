@@ -167,6 +167,6 @@ def fake_quantize(x: Tensor, grid: LogGrid) -> Tensor:
 def _in_rows(table: Tensor, shape: torch.Size) -> Tensor:
     """The tables [..., N] a tensor of `shape` needs, [R, N], each for one of R equal stretches of the tensor."""
     batch = table.shape[:-1]
-    differing = max((axis + 1 for axis, size in enumerate(batch) if size > 1), default=0)
+    differing = max([0, *(axis + 1 for axis, size in enumerate(batch) if size > 1)])
     rows = shape[: len(shape) - len(batch) + differing] if differing else ()
     return table.reshape(*batch[:differing], -1).expand(*rows, -1).reshape(-1, table.shape[-1])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from qvd_core.calibration.ranges import input_range
 from qvd_core.calibration.statistics import Statistics
-from qvd_core.formats import ActivationFormat
+from qvd_core.formats import RANGE_SEARCHES, ActivationFormat
 from qvd_core.quantizers.channel_transform import ChannelTransform
 from tests.closeness import assert_close, assert_same
 
@@ -107,6 +109,22 @@ def test_least_error_at_each_step(symmetric, bits, length, seed):
 
 
 @schemes
+@pytest.mark.parametrize("frames", [None, some_frames()], ids=["whole", "by-frame"])
+def test_least_error_of_each_step_averaged(symmetric, frames):
+    """The port's rule: the mean over steps of what a search of that step alone finds."""
+    tokens = some_tokens()
+    statistics = statistics_of(tokens, frames)
+    form = ActivationFormat(4, WHOLE if frames is None else BY_FRAME, symmetric, "mse_by_step")
+    found = torch.stack(input_range(statistics, "x", form))
+    alone = []
+    for step in range(STEPS):
+        one = statistics_of(tokens[step : step + 1], None if frames is None else frames[step : step + 1])
+        alone.append(torch.stack(input_range(one, "x", dataclasses.replace(form, search="mse"))))
+    assert_close(found, torch.stack(alone).mean(0), 1e-6, "range")
+    assert not torch.equal(alone[0], alone[1])
+
+
+@schemes
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("count", [None, 3000], ids=["as-sampled", "of-many"])
 def test_least_error_over_all_steps_together(symmetric, bits, count):
@@ -151,7 +169,7 @@ def test_of_equal_errors_the_widest_range_wins():
 
 @pytest.mark.parametrize("form", [WHOLE, BY_STEP, BY_FRAME])
 @pytest.mark.parametrize("symmetric", [True, False], ids=["symmetric", "affine"])
-@pytest.mark.parametrize("search", ["min_max", "mse", "percentile"])
+@pytest.mark.parametrize("search", RANGE_SEARCHES)
 @pytest.mark.parametrize("value", [0.0, 5.0, -5.0, 1e-30])
 def test_inputs_that_never_vary(form, symmetric, search, value):
     statistics = statistics_of(torch.full((STEPS, SAMPLES, 1, CHANNELS), value), some_frames(), margin=1)
@@ -164,7 +182,7 @@ def test_inputs_that_never_vary(form, symmetric, search, value):
 def test_a_channel_of_zeros_does_not_change_the_others_range():
     tokens = some_tokens()
     zeros = torch.cat([tokens, torch.zeros(STEPS, SAMPLES, 1, 1)], -1)
-    for search in ("min_max", "mse"):
+    for search in ("min_max", "mse", "mse_by_step"):
         form = ActivationFormat(8, BY_STEP, search=search)
         alone, beside = (input_range(statistics_of(t), "x", form) for t in (tokens, zeros))
         assert_close(torch.cat(beside), torch.cat(alone), 1e-6, search)
@@ -215,7 +233,7 @@ def test_tokens_that_happen_to_be_zero_leave_a_range(form, search):
 
 
 @pytest.mark.parametrize("form", [WHOLE, BY_STEP])
-@pytest.mark.parametrize("search", ["min_max", "mse", "percentile"])
+@pytest.mark.parametrize("search", RANGE_SEARCHES)
 def test_ranges_of_transformed_inputs(form, search):
     """Those of an input that had been transformed before it was recorded."""
     generator = torch.Generator().manual_seed(2)
@@ -243,7 +261,7 @@ def test_transformed_frames_share_one_range():
 
 
 @pytest.mark.parametrize("form", [WHOLE, BY_STEP])
-@pytest.mark.parametrize("search", ["min_max", "mse", "percentile"])
+@pytest.mark.parametrize("search", RANGE_SEARCHES)
 @pytest.mark.parametrize("part", [slice(2), slice(2, None)], ids=["first", "rest"])
 def test_ranges_of_some_channels_are_those_of_an_input_of_just_these(form, search, part):
     whole, alone = statistics_of(some_tokens(), some_frames()), statistics_of(some_tokens()[..., part])

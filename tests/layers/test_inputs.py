@@ -14,6 +14,7 @@ from qvd_core.errors import GenerationError
 from qvd_core.formats import ActivationFormat
 from qvd_core.layers.inputs import (
     DynamicPerToken,
+    DynamicSplit,
     Logarithmic,
     OncePerInput,
     StaticPerFrame,
@@ -124,6 +125,18 @@ def test_one_grid_for_each_token(symmetric, dtype, kind, shape):
         low, high = float(token.min()), float(token.max())
         expected = on_grid(token, low, high, 4, symmetric)
         assert_on_grid(restored, token, expected)
+
+
+@schemes
+def test_both_parts_of_the_channels_get_dynamic_grids_of_their_own(symmetric):
+    x = some(2, 5, 3, 3) * torch.tensor([1.0, 1, 1, 40, 40]).view(1, 5, 1, 1)
+    dynamic = DynamicPerToken(ActivationFormat(4, "dynamic_per_token", symmetric), "conv2d")
+    found = DynamicSplit(dynamic, 3)(x)
+    for part in (slice(0, 3), slice(3, 5)):
+        for sample in range(2):
+            own = x[sample, part]
+            expected = on_grid(own, float(own.min()), float(own.max()), 4, symmetric)
+            assert_on_grid(found[sample, part], own, expected)
 
 
 @dtypes
