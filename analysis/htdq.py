@@ -124,7 +124,7 @@ def htdq_table(model: VideoModel, steps: int, bits: int, method: HTDQ) -> HTDQTa
 
     features = temporal_features(model, steps).values.float().cpu()
     search = None
-    coefficient = 1.0 if method.coefficient is None else method.coefficient
+    coefficient = 1.0
     if not method.port:
         search = _searched(model, steps, bits, method.form, method.sign_inside, method.radius, method.centred)
         search = search.weighted(method.discriminability_weight)

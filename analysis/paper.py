@@ -83,6 +83,12 @@ def _axis(axis: Any, set_limits: Any, set_scale: Any, wanted: Axis) -> None:
         axis.set_ticks([at for at, _ in wanted.ticks], [text for _, text in wanted.ticks])
 
 
+def _edges(centres: np.ndarray) -> np.ndarray:
+    """Where cells with these centres [N], evenly spaced, begin and end, [N + 1]; one alone is one unit wide."""
+    half = float(centres[1] - centres[0]) / 2 if len(centres) > 1 else 0.5
+    return np.append(centres - half, centres[-1] + half)
+
+
 @singledispatch
 def _draw(mark: Any, axes: Any) -> None:
     raise TypeError(f"no drawing of {type(mark).__name__}")
@@ -130,7 +136,7 @@ def _(mark: Heatmap, axes: Any) -> None:
     norm = (LogNorm if mark.log else Normalize)(mark.low, mark.high)
     z = np.ma.masked_invalid(mark.z)
     # Pixels rather than thousands of vector cells, which viewers draw with gaps between them.
-    image = axes.pcolormesh(mark.x, mark.y, z, norm=norm, cmap="cividis", shading="nearest", rasterized=True)
+    image = axes.pcolormesh(_edges(mark.x), _edges(mark.y), z, norm=norm, cmap="cividis", rasterized=True)
     axes.figure.colorbar(image, ax=axes, label=mark.label, pad=0.02).outline.set_visible(False)
 
 

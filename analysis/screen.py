@@ -57,7 +57,7 @@ def payload(drawing: Drawing) -> dict[str, Any]:
         "barmode": "overlay",
         "bargap": 0,
         "showlegend": legend,
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}, "entrywidth": 0},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
         "uirevision": drawing.keep_zoom,
         "shapes": shapes,
         "annotations": labels,

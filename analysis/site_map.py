@@ -100,6 +100,8 @@ def in_words(table: SiteMap, roles: Mapping[str, str]) -> str:
     for site, values in zip(table.sites, table.values, strict=True):
         if table.metric in ("coverage", "disparity") and roles[site] in TIME_PATH:
             continue  # at a single step each of its channels has a single value, which spans nothing
+        if table.metric == "skewness":
+            values = np.abs(values)  # lopsided to either side, which must not cancel
         by_role.setdefault(roles[site], []).append(float(np.nanmean(values)) if np.isfinite(values).any() else np.nan)
     means = {role: float(np.nanmean(values)) for role, values in by_role.items() if np.isfinite(values).any()}
     ordered = sorted(means, key=lambda role: means[role])
@@ -108,6 +110,7 @@ def in_words(table: SiteMap, roles: Mapping[str, str]) -> str:
         "disparity": "The widest channel stands out most at",
         "skewness": "Inputs are most lopsided at",
         "error": "Rounding alone costs most at",
+        "output_error": "Layers by themselves err most at",
     }[table.metric]
     worst = ordered[:2] if table.metric == "coverage" else ordered[::-1][:2]
     shown = " and ".join(f"{role.replace('_', ' ')} ({_shown(table.metric, means[role])})" for role in worst)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 
 from qvd_core.calibration.statistics import Statistics
 from qvd_core.errors import RecipeError
-from qvd_core.formats import Override, Tabulated
+from qvd_core.formats import Override, Tabulated, matches
 from qvd_core.models.loader import VideoModel
-from qvd_core.recipe import TIME_PATH, Recipe
+from qvd_core.recipe import TIME_PATH, Channels, Recipe
 from qvd_core.sampling import Clip, Settings, StepInfo, generate
 from qvd_core.scores import compare
 from qvd_core.variant import quantize
@@ -50,15 +50,28 @@ def parts(model: VideoModel, recipe: Recipe) -> dict[str, Recipe]:
             overrides=(*(dataclasses.replace(o, weight_bits=None) for o in recipe.overrides), *exempt),
             temporal=None,
         )
-    if time_roles and not tabulated:
+    timed = any(
+        recipe.formats(site.name, site.role) != (None, None) for site in model.sites if site.role in TIME_PATH
+    )
+    if timed:
         found["time path"] = dataclasses.replace(
             recipe,
             name=f"{recipe.name}, time path only",
             overrides=(*recipe.overrides, *(Override(role, None, None) for role in other_roles)),
-            channels=None,
+            channels=_in_time_path(model, recipe),
             split_shortcuts=False,
         )
     return found | {ALL: recipe}
+
+
+def _in_time_path(model: VideoModel, recipe: Recipe) -> Channels | None:
+    """What `recipe` does to channels in the time path, where it has no method of its own."""
+    if recipe.channels is None or recipe.temporal is not None:
+        return None
+    patterns = recipe.channels.sites
+    timed = [site for site in model.sites if site.role in TIME_PATH]
+    meant = tuple(site.name for site in timed if any(matches(p, site.name, site.role) for p in patterns))
+    return dataclasses.replace(recipe.channels, sites=meant) if meant else None
 
 
 def error_growth(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -15,6 +15,7 @@ from ui.live_view import LiveView, Shown, figure_slot, finding, words_slot
 from ui.long_run import Report, long_run
 from ui.registry import Registry
 from ui.running import Runs
+from ui.site_actions import layer_menu, site_actions
 
 if TYPE_CHECKING:
     from analysis.errors import ErrorGrowth
@@ -37,7 +38,8 @@ def errors_tab(registry: Registry, runs: Runs, model_name: gr.State, recipe: gr.
             " one clip each, and compared with full precision after every step."
         )
     )
-    growth_view = LiveView(registry, "growth-view", words_slot("sentence") + figure_slot("growth"))
+    slots = words_slot("sentence") + figure_slot("growth")
+    growth_view = LiveView(registry, "growth-view", slots, shown_later=True)
     long_run(
         runs,
         "causes",
@@ -47,14 +49,16 @@ def errors_tab(registry: Registry, runs: Runs, model_name: gr.State, recipe: gr.
         [growth_view.component],
         lambda table: [growth_view.showing(_growth(table))],
     )
+    growth_view.component.render()
     gr.HTML(
         panels.note(
             "Which layers make it? Every quantized layer is given what its full-precision original receives, so errors"
-            " of earlier layers do not enter; |y′ − y|² / |y|² of its output, by layer and step."
+            " of earlier layers do not enter; |y′ − y|² / |y|² of its output, by layer and step. Click the map to change"
+            " what the recipe does to a layer."
         )
     )
     slots = words_slot("sentence") + figure_slot("map", 420) + words_slot("worst")
-    layers_view = LiveView(registry, "layers-view", slots)
+    layers_view = LiveView(registry, "layers-view", slots, shown_later=True)
     long_run(
         runs,
         "layers",
@@ -64,6 +68,15 @@ def errors_tab(registry: Registry, runs: Runs, model_name: gr.State, recipe: gr.
         [layers_view.component],
         lambda found: [layers_view.showing(_layer_map(*found))],
     )
+    layers_view.component.render()
+    layer = layer_menu(registry, model_name, "errors-layer")
+    site_actions(registry, model_name, recipe, layer)
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    layers_view.component.pick(_picked, None, layer, **quiet)
+
+
+def _picked(event: gr.EventData) -> str:
+    return str(event.y)
 
 
 def _causes(

@@ -89,9 +89,12 @@ class LiveView:
         slots: HTML made of `figure_slot`, `words_slot` and `beside`.
         answer: what is in the slots. It may raise `QvdError`, which the page then shows in place of them. None
             for a view that only ever shows what `showing` makes of results.
+        shown_later: `component.render()` says where on the page it goes.
     """
 
-    def __init__(self, registry: Registry, name: str, slots: str, answer: Answer | None = None):
+    def __init__(
+        self, registry: Registry, name: str, slots: str, answer: Answer | None = None, shown_later: bool = False
+    ):
         self.name, self._registry, self._answer = name, registry, answer
         self._results: Shelf[Mapping[str, Shown | str]] = Shelf(16)
         placeholder = "" if answer is None else "Loading the model…"
@@ -113,6 +116,7 @@ class LiveView:
             apply_default_css=False,
             elem_id=name,
             elem_classes="qvd-flush",
+            render=not shown_later,
         )
 
     def follow(self, model_name: gr.State, recipe: gr.State, controls: Mapping[str, Any], *also: Any) -> None:

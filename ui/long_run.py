@@ -72,6 +72,9 @@ def long_run(
                 raise
             raise QvdError(f"Unexpected {type(error).__name__}: {error}") from error
 
+    def cancel(request: gr.Request) -> None:
+        runs.cancel(run_name(request))
+
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     start.click(press, inputs, [wanted, status, start, stop], queue=False, **quiet).then(
         run,
@@ -82,5 +85,5 @@ def long_run(
         trigger_mode="multiple",
         **quiet,
     )
-    stop.click(lambda request: runs.cancel(run_name(request)), queue=False, api_visibility="private")
+    stop.click(cancel, queue=False, api_visibility="private")
     return status

@@ -33,7 +33,7 @@ def site_map(table: SiteMap) -> Drawing:
         high = low + 1
     z = np.where(np.isfinite(table.values), table.values, np.nan)
     if table.metric in LOG:
-        z = np.where(z > 0, np.maximum(z, low), np.nan)
+        z = np.where(z > 0, z, np.nan)
     return Drawing(
         Axis("denoising step", 0.5, steps + 0.5, grid=False),
         Axis("layer, in the model's order", -0.5, rows - 0.5, reverse=True, ticks=_blocks(table.sites), grid=False),

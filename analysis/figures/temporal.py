@@ -109,23 +109,16 @@ def search(table: HTDQTable) -> Drawing:
     reference = table.td_score or 1.0
     lost = np.maximum(0, 1 - found["td_score"] / reference)
     x = found["coefficient"]
-    floor = 1e-6
-    chosen = int(np.argmin(np.abs(np.log(x) - np.log(table.coefficient))))
+    ends = min(float(x.min()), table.coefficient) * 0.95, max(float(x.max()), table.coefficient) * 1.05
+    chosen = np.array([table.coefficient]), np.array([table.logarithmic.k])
     return Drawing(
-        Axis("relaxation coefficient α (log axis)", float(x.min()) * 0.95, float(x.max()) * 1.05, log=True),
+        Axis("relaxation coefficient α (log axis)", *ends, log=True),
         Axis("relative error (log axis)", log=True),
         (
-            Line(x, np.maximum(found["k"], floor), "#888888", label="K"),
-            Line(x, np.maximum(found["l2"], floor), DATA, label="squared error", dash="dash"),
-            Line(x, np.where(lost > 0, lost, np.nan), OTHER, label="loss of TDScore", dash="dot"),
-            Points(
-                x[[chosen]],
-                np.maximum(found["k"][[chosen]], floor),
-                QUANTIZED,
-                label="chosen",
-                symbol="diamond",
-                size=11,
-            ),
+            Line(x, _positive(found["k"]), "#888888", label="K"),
+            Line(x, _positive(found["l2"]), DATA, label="squared error", dash="dash"),
+            Line(x, _positive(lost), OTHER, label="loss of TDScore", dash="dot"),
+            Points(chosen[0], _positive(chosen[1]), QUANTIZED, label="chosen", symbol="diamond", size=11),
             Rule("x", table.coefficient, label=f"α = {number(table.coefficient)}"),
         ),
         alt_text=(
@@ -154,6 +147,11 @@ def similarity(matrix: np.ndarray, name: str, lowest: float) -> Drawing:
         title=name,
         square=True,
     )
+
+
+def _positive(values: np.ndarray) -> np.ndarray:
+    """What a logarithmic axis can show; NaN for the rest."""
+    return np.where(values > 0, values, np.nan)
 
 
 def _symlog_ticks(counted: Histogram) -> tuple[tuple[float, str], ...]:
