@@ -1,0 +1,81 @@
+"""Times from a control's change to changed pixels, in a page that runs `probe.js`."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+from tests.benchmarks.ui.acting import LISTENED, slider_place, use
+from tests.benchmarks.ui.controls import Control
+
+WARM_UP = 5
+QUIET = 200  # ms without any change before the next sample
+QUIET_AFTER_DRAG = 1000
+PATIENCE = 20_000
+
+
+def arm(page: Any, control: Control) -> None:
+    event, inner = LISTENED[control.kind]
+    target = inner if control.kind == "dropdown" else f"#{control.elem_id} {inner}"
+    page.evaluate("what => qvdProbe.arm(what)", {"target": target, "event": event, "panels": list(control.panels)})
+
+
+def finished(page: Any, quiet: int = QUIET) -> dict[str, Any]:
+    return page.evaluate("how => qvdProbe.finished(how)", {"quiet": quiet, "patience": PATIENCE})
+
+
+def change(page: Any, control: Control, random: Random) -> float:
+    """Use the control once; milliseconds until the last of its figures has changed on the screen."""
+    arm(page, control)
+    use(page, control, random)
+    seen = finished(page)
+    return seen["end"] - seen["first"]
+
+
+def warm_up(page: Any, control: Control, random: Random) -> None:
+    for _ in range(WARM_UP):
+        change(page, control, random)
+
+
+def drag(page: Any, control: Control, random: Random) -> tuple[float, bool]:
+    """Drag the slider across; milliseconds from its last change to the last new pixels, and whether these are right.
+
+    Right is what the same value shows when it is chosen by itself.
+    """
+    low, high = page.locator(f"#{control.elem_id} input[type=range]").evaluate("n => [n.min, n.max].map(Number)")
+    ends = [low + random.uniform(0, 0.2) * (high - low), high - random.uniform(0, 0.2) * (high - low)]
+    random.shuffle(ends)
+    start, stop = (slider_place(page, control, value) for value in ends)
+    arm(page, control)
+    page.mouse.move(*start)
+    page.mouse.down()
+    page.mouse.move(*stop, steps=30)
+    page.mouse.up()
+    seen = finished(page, QUIET_AFTER_DRAG)
+    dragged, value = _pictures(page, control), _value(page, control)
+    for place in (start, stop):
+        arm(page, control)
+        page.mouse.click(*place)
+        finished(page)
+    while (off := value - _value(page, control)) != 0:  # a thumb that is dragged may end beside the pointer
+        arm(page, control)
+        page.keyboard.press("ArrowRight" if off > 0 else "ArrowLeft")
+        finished(page)
+    return max(seen["end"] - seen["last"], 0.0), dragged == _pictures(page, control)
+
+
+def summary(times: Sequence[float]) -> dict[str, float]:
+    """Median and 95th percentile (nearest rank)."""
+    rank = math.ceil(0.95 * len(times)) - 1
+    return {"median_ms": round(statistics.median(times), 1), "p95_ms": round(sorted(times)[rank], 1)}
+
+
+def _pictures(page: Any, control: Control) -> list[str]:
+    return page.evaluate("ids => ids.map(qvdProbe.picture)", list(control.panels))
+
+
+def _value(page: Any, control: Control) -> float:
+    return float(page.locator(f"#{control.elem_id} input[type=range]").input_value())
