@@ -55,7 +55,7 @@ def drag(page: Any, control: Control, random: Random) -> tuple[float, bool]:
     page.mouse.move(*stop, steps=30)
     page.mouse.up()
     seen = finished(page, QUIET_AFTER_DRAG)
-    dragged, value = _pictures(page, control), _value(page, control)
+    dragged, value = _contents(page, control), _value(page, control)
     for place in (start, stop):
         arm(page, control)
         page.mouse.click(*place)
@@ -64,7 +64,7 @@ def drag(page: Any, control: Control, random: Random) -> tuple[float, bool]:
         arm(page, control)
         page.keyboard.press("ArrowRight" if off > 0 else "ArrowLeft")
         finished(page)
-    return max(seen["end"] - seen["last"], 0.0), dragged == _pictures(page, control)
+    return max(seen["end"] - seen["last"], 0.0), dragged == _contents(page, control)
 
 
 def summary(times: Sequence[float]) -> dict[str, float]:
@@ -73,8 +73,8 @@ def summary(times: Sequence[float]) -> dict[str, float]:
     return {"median_ms": round(statistics.median(times), 1), "p95_ms": round(sorted(times)[rank], 1)}
 
 
-def _pictures(page: Any, control: Control) -> list[str]:
-    return page.evaluate("ids => ids.map(qvdProbe.picture)", list(control.panels))
+def _contents(page: Any, control: Control) -> list[str]:
+    return page.evaluate("ids => ids.map(qvdProbe.content)", list(control.panels))
 
 
 def _value(page: Any, control: Control) -> float:

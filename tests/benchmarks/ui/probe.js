@@ -23,6 +23,12 @@ window.qvdProbe = (() => {
     return parts.join('\n');
   }
 
+  // What a figure shows, apart from where: plotly's margins depend by a pixel on what it has drawn before.
+  function content(id) {
+    const plot = document.querySelector(`#${id} .js-plotly-plot`);
+    return JSON.stringify([plot.data, plot.layout.shapes, plot.layout.annotations]);
+  }
+
   let run = null;
 
   // Listens for `event` on what matches `target`, and for changes of the figures `panels`.
@@ -82,5 +88,5 @@ window.qvdProbe = (() => {
     });
   }
 
-  return { arm, finished, picture, contexts: () => webgl };
+  return { arm, finished, content, contexts: () => webgl };
 })();

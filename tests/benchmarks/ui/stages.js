@@ -11,7 +11,10 @@ window.qvdStages = (() => {
     if (!/queue\/join|component_server|\/run\//.test(address)) return fetched(...what);
     seen.sent = now();
     const response = await fetched(...what);
-    seen.replied = now();
+    if (!address.includes('queue/join')) { // past the queue, the reply is the result
+      seen.arrived = now();
+      seen.json = 0;
+    }
     return response;
   };
 

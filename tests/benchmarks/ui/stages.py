@@ -34,4 +34,5 @@ def stages(page: Any, control: Control, random: Random, repeats: int) -> dict[st
         if all(key in seen for pair in STAGES.values() for key in pair):
             rows.append({name: seen[last] - seen[first] for name, (first, last) in STAGES.items()})
             rows[-1] |= {name: seen[name] for name in ("handler", "json", "bytes") if name in seen}
-    return {name: round(statistics.median(row[name] for row in rows), 1) for name in rows[0]}
+    names = [name for name in rows[0] if all(name in row for row in rows)]
+    return {name: round(statistics.median(row[name] for row in rows), 1) for name in names}
