@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +55,10 @@ class FrontTable:
     errors: np.ndarray
     chosen: Allocation
     uniform: dict[str, tuple[float, float]]
+
+    def showing(self, chosen: Allocation) -> FrontTable:
+        """The same front with another recipe on it."""
+        return dataclasses.replace(self, chosen=chosen)
 
     @property
     def chosen_cost(self) -> float:

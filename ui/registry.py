@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qvd_core.calibration.statistics import Statistics
     from qvd_core.models.loader import VideoModel
     from qvd_core.sampling import Clip, Settings
+    from qvd_core.sensitivity import Sensitivity
     from qvd_core.variant import Variant
 
 Value = TypeVar("Value")
@@ -86,6 +87,7 @@ class Registry:
         self._variants: Shelf[Variant] = Shelf(4)
         self._statistics: Shelf[Statistics] = Shelf(4)
         self._references: Shelf[Clip] = Shelf(8)
+        self._measured: Shelf[Sensitivity] = Shelf(8)
 
     def offered(self) -> list[ModelSpec]:
         """The catalog models visitors may choose: the embedded ones, or all."""
@@ -158,8 +160,15 @@ class Registry:
     def keep_reference(self, model: VideoModel, clip: Clip) -> None:
         self._references.put((model, clip.settings), clip)
 
+    def measured(self, model: VideoModel, recipe: Recipe) -> Sensitivity | None:
+        """What quantizing each layer alone was measured to cost, if somebody has measured it."""
+        return self._measured.peek((model, recipe))
+
+    def keep_measured(self, model: VideoModel, recipe: Recipe, found: Sensitivity) -> None:
+        self._measured.put((model, recipe), found)
+
     def _forget(self, model: VideoModel) -> None:
         """Drop what was made of a model that has left the shelf, and would keep it in memory."""
         self._statistics.drop(lambda key: key is model)
-        for shelf in (self._variants, self._references):
+        for shelf in (self._variants, self._references, self._measured):
             shelf.drop(lambda key: key[0] is model)

@@ -18,6 +18,7 @@ from ui.model_tab import model_tab
 from ui.recipe_tab import recipe_tab
 from ui.registry import Registry
 from ui.running import Runs
+from ui.sensitivity_tab import sensitivity_tab
 from ui.sidebar import sidebar
 from ui.temporal_tab import temporal_tab
 
@@ -60,6 +61,8 @@ def build(*, any_model: bool = False) -> gr.Blocks:
                 temporal_tab(registry, model_name, recipe)
             with gr.Tab("Errors", id="errors"):
                 errors_tab(registry, runs, model_name, recipe)
+            with gr.Tab("Sensitivity", id="sensitivity") as sensitivity:
+                sensitivity_tab(registry, runs, model_name, recipe, sensitivity)
 
         link = gr.Textbox(visible="hidden")
         recipe.change(

@@ -126,8 +126,8 @@ async function draw(node) {
   drawn.set(node, text);
   if (isNew) {
     plot.on('plotly_click', event => {
-      const { x, y } = event.points[0];
-      trigger('pick', { slot: node.dataset.slot, x, y });
+      const { x, y, pointNumber, data: trace } = event.points[0];
+      trigger('pick', { slot: node.dataset.slot, x, y, name: trace.meta?.names?.[pointNumber] });
     });
   }
   node.dataset.state = 'ready';

@@ -1,0 +1,206 @@
+"""Tab "Sensitivity": what each layer costs when it alone is quantized, and bits within a budget.
+
+The estimate rests on calibration statistics and answers a moving slider; the measurement runs the denoiser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from analysis.memory import remembered
+from qvd_core.errors import RecipeError
+from qvd_core.models.catalog import CATALOG
+from qvd_core.recipe import RECIPES, Recipe
+from ui import panels
+from ui.comparison_run import Progress, prepared
+from ui.errors import shown
+from ui.live_view import LiveView, Shown, beside, figure_slot, finding, one_of, words_slot
+from ui.long_run import Report, long_run
+from ui.registry import Registry
+from ui.running import Runs
+from ui.site_actions import layer_menu, site_actions
+
+if TYPE_CHECKING:
+    from qvd_core.allocation import Allocation
+    from qvd_core.calibration.statistics import Statistics
+    from qvd_core.models.loader import VideoModel
+    from qvd_core.sensitivity import Sensitivity
+
+DEFAULT = CATALOG["animatediff-mini"]
+COSTS = [("size of weights", "bytes"), ("bit operations", "bops")]
+WIDTHS = {"w8a8": (8, 8), "w6a6": (6, 6), "w4a8": (4, 8), "w4a6": (4, 6), "w4a4": (4, 4)}
+MEASURED_CALLS = 2
+
+
+def sensitivity_tab(registry: Registry, runs: Runs, model_name: gr.State, recipe: gr.State, tab: gr.Tab) -> None:
+    """Build the tab; it follows both states."""
+    with gr.Row():
+        cost = gr.Radio(COSTS, value="bytes", label="Budget of", min_width=220, elem_id="sensitivity-cost")
+        budget = gr.Slider(
+            0, 1, 0.4, step=0.01, label="Budget: 0 the cheapest, 1 the dearest choice", elem_id="sensitivity-budget"
+        )
+        bits = gr.Radio(list(WIDTHS), value="w4a8", label="Layers shown at", min_width=260, elem_id="sensitivity-bits")
+    controls = {"cost": cost, "budget": budget, "bits": bits}
+    slots = words_slot("sentence") + words_slot("cards") + beside(figure_slot("front"), figure_slot("layers"))
+    slots += words_slot("roles") + words_slot("source")
+    view = LiveView(registry, "sensitivity-view", slots, lambda *asked: _answer(registry, *asked))
+    apply = gr.Button("Use these bits as the recipe", variant="primary", elem_id="sensitivity-apply")
+    layer = layer_menu(registry, model_name, "sensitivity-layer")
+    site_actions(registry, model_name, recipe, layer)
+    gr.HTML(
+        panels.note(
+            "The estimate is the error a layer makes in its own output. What the network makes of it differs between"
+            " layers by orders of magnitude; a measurement runs the denoiser with one layer quantized at a time, and"
+            " from then on the budget above goes by it."
+        )
+    )
+    measured = gr.State(0)
+    long_run(
+        runs,
+        "sensitivity",
+        "Measure every layer alone (a minute or two)",
+        [model_name, recipe, bits, measured],
+        lambda report, *values: _measure(registry, report, *values),
+        [measured],
+        lambda count: [count],
+    )
+
+    @shown
+    def use(name: str, current: Recipe, kind: str, share: float) -> Recipe:
+        model = registry.model(name)
+        sensitivity = _sensitivity(registry, model, _base(current))
+        return _within(model, registry.statistics(model), sensitivity, kind, share).recipe
+
+    def picked(event: gr.EventData) -> Any:
+        return event.name if getattr(event, "name", None) else gr.skip()
+
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    apply.click(use, [model_name, recipe, cost, budget], recipe, **quiet)
+    view.component.pick(picked, None, layer, **quiet)
+    view.follow(model_name, recipe, controls, tab.select, measured.change)
+
+
+def _base(recipe: Recipe) -> Recipe:
+    """The named recipe this one came from: exceptions of its own would be fixed, and nothing left to choose."""
+    return RECIPES.get(recipe.name.partition("+")[0], recipe)
+
+
+def _answer(registry: Registry, model: VideoModel, recipe: Recipe, choices: dict[str, Any]) -> Mapping[str, Shown | str]:
+    from analysis.architecture import in_words
+    from analysis.figures import sensitivity as figures
+    from analysis.sensitivity import bits_by_role, sensitivity_table
+
+    kind = one_of(choices, "cost", [value for _, value in COSTS])
+    width = WIDTHS[one_of(choices, "bits", WIDTHS)]
+    share = choices.get("budget")
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        raise RecipeError(f"budget = {share!r} is out of range; choose a share from 0 to 1.")
+    base = _base(recipe)
+    statistics = registry.statistics(model)
+    sensitivity = _sensitivity(registry, model, base)
+    found = _within(model, statistics, sensitivity, kind, share)
+    front = _front(model, statistics, sensitivity, kind).showing(found)
+    proxy = _proxy(model, statistics, base)
+    layers = sensitivity_table(model.sites, width, proxy, registry.measured(model, base))
+    rows = [(role.replace("_", " "), bits, str(count)) for role, bits, count in bits_by_role(model.sites, found)]
+    bops = "unknown" if found.bops is None else in_words(found.bops)
+    return {
+        "sentence": finding(
+            f"Of all ways to give each layer of {base.name} one of {len(_choices())} pairs of bits, this has the least"
+            f" summed error ({'measured' if sensitivity.kind != 'proxy' else 'estimated'}) within the budget:"
+            f" {in_words(found.bytes, 'B')} of weights, {bops} bit operations per call."
+        ),
+        "cards": panels.cards(
+            [
+                ("Weights, computed", in_words(found.bytes, "B"), "codes, scales and what stays in floating point"),
+                ("Bit operations", bops, "of one denoiser call, computed"),
+                ("Summed error", f"{found.error:.2e}", f"predicted; no choice within the budget is below {found.bound:.2e}"),
+            ]
+        ),
+        "front": Shown(figures.front(front), front),
+        "layers": Shown(figures.layers(layers), layers),
+        "roles": panels.table(("Role", "Bits", "Layers"), rows),
+        "source": panels.note(
+            "Errors of single layers are taken to add up (as in HAWQ-V2 and HAWQ-V3), which holds while they are small:"
+            " compare the result with its rivals in the Compare tab. Exceptions of the recipe's method are kept, your"
+            " own are replaced."
+        ),
+    }
+
+
+def _choices() -> Any:
+    from qvd_core.sensitivity import CHOICES
+
+    return CHOICES
+
+
+def _sensitivity(registry: Registry, model: VideoModel, base: Recipe) -> Sensitivity:
+    """The estimate, scaled by a measurement once there is one."""
+    from qvd_core.errors import CalibrationError
+
+    statistics = registry.statistics(model)
+    if statistics is None:
+        raise CalibrationError(
+            f"{model.spec.name} has not been calibrated. Generate once in the Compare tab with a recipe of static"
+            " ranges, such as minmax-w8a8: it calibrates first. Then come back here."
+        )
+    measured = registry.measured(model, base)
+    proxy = _proxy(model, statistics, base)
+    return proxy if measured is None else _scaled(proxy, measured)
+
+
+@remembered
+def _proxy(model: VideoModel, statistics: Statistics, base: Recipe) -> Sensitivity:
+    from qvd_core.sensitivity import proxy_sensitivity
+
+    return proxy_sensitivity(model, base, statistics)
+
+
+@remembered
+def _scaled(proxy: Sensitivity, measured: Sensitivity) -> Sensitivity:
+    from qvd_core.sensitivity import scaled_sensitivity
+
+    return scaled_sensitivity(proxy, measured)
+
+
+def _within(
+    model: VideoModel, statistics: Statistics | None, sensitivity: Sensitivity, kind: str, share: float
+) -> Allocation:
+    """The best recipe whose cost is `share` of the way from the cheapest to the dearest."""
+    from qvd_core.allocation import allocate
+
+    front = _front(model, statistics, sensitivity, kind)
+    budget = float(front.costs[0] + share * (front.costs[-1] - front.costs[0]))
+    limits = {"max_bytes" if kind == "bytes" else "max_bops": budget * (1 + 1e-9)}
+    macs = None if statistics is None else statistics.macs
+    return allocate(model.sites, sensitivity, macs, **limits, steps=model.spec.steps)
+
+
+@remembered
+def _front(model: VideoModel, statistics: Statistics | None, sensitivity: Sensitivity, kind: str) -> Any:
+    from analysis.sensitivity import front_table
+    from qvd_core.allocation import pareto_front
+
+    macs = None if statistics is None else statistics.macs
+    front = pareto_front(model.sites, sensitivity, macs, cost=kind, steps=model.spec.steps)
+    return front_table(front, front[-1], kind)
+
+
+def _measure(registry: Registry, report: Report, name: str, recipe: Recipe, bits: str, count: int) -> int:
+    from qvd_core.sensitivity import measured_sensitivity
+
+    base = _base(recipe)
+    model, settings = prepared(registry, name, base, DEFAULT.example_prompts[0], 0, None, None, report)
+
+    def called(done: int, total: int) -> None:
+        report(Progress(f"One layer at a time: call {done} of {total}", done / total))
+
+    statistics = registry.statistics(model)
+    found = measured_sensitivity(
+        model, base, statistics, settings, [WIDTHS[bits]], calls=MEASURED_CALLS, on_call=called
+    )
+    registry.keep_measured(model, base, found)
+    return count + 1
