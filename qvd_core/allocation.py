@@ -3,8 +3,7 @@
 The error of a recipe is taken to be the sum of what its sites cost alone (`sensitivity`), as in HAWQ-V2 (arXiv
 1911.03852) and in HAWQ-V3 (arXiv 2011.10680), whose integer programme has budgets of size and of BOPs; ViDiT-Q
 (arXiv 2406.02540) chooses the bits of video transformers so. It holds while errors are small and
-unrelated, and is an assumption: `compare` tells what comes of it. The search is that of `knapsack`, whose bound says
-how far from the best sum it may be.
+unrelated, and is an assumption: `compare` tells what comes of it. `knapsack` finds the least sum.
 """
 
 from __future__ import annotations
@@ -83,7 +82,7 @@ def allocate(
     solution = fill(options, tuple(budgets.values()))
     if solution is None:
         together = " and ".join(_in_words(kind, budget) for kind, budget in budgets.items())
-        raise RecipeError(f"Nothing was found within {together} together, though within each alone; raise one of them.")
+        raise RecipeError(f"No recipe was found within {together} together, though within each; raise one of them.")
     pick, bound = solution
     return _allocation(sites, sensitivity, macs, steps, pick, total_error(options, pick), bound)
 
@@ -114,7 +113,7 @@ def pareto_front(
 ) -> list[Allocation]:
     """Recipes from the cheapest to the one of least error, each of least summed error for its own cost.
 
-    These are the ones on the convex hull of all recipes, where the greedy choice is exact.
+    There are more such recipes: these are the ones on the convex hull of all.
 
     Args:
         sites, sensitivity, macs, steps: as in `allocate`.
@@ -129,7 +128,7 @@ def pareto_front(
     if points < 2:
         raise RecipeError(f"points = {points} is out of range; choose 2 or more.")
     options = _options(sites, sensitivity, macs, (cost,), steps)
-    pick, taken = path(options, (1.0,))
+    pick, taken = path(options)
     spacing = math.fsum(step.cost for step in taken) / (points - 1)
     front, spent, marks = [], 0.0, 0
     for number, step in enumerate([None, *taken]):
