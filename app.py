@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     options = parser.parse_args()
 
-    from ui.figure_panel import STYLE as FIGURES_STYLE
+    from ui.live_view import STYLE as FIGURES_STYLE
     from ui.studio import build
     from ui.theme import STYLE, theme
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qvd_core.formats import HTDQ, ActivationFormat, ChannelBalancing, ShiftAndScale, Tabulated, matches
+from qvd_core.formats import HTDQ, ActivationFormat, ChannelBalancing, ShiftAndScale, Tabulated
 from qvd_core.recipe import TIME_PATH, Recipe
 
 if TYPE_CHECKING:
@@ -28,20 +28,10 @@ def temporal_sites(sites: Sequence[Site], recipe: Recipe) -> list[Site]:
 
 
 def transformed_sites(model: VideoModel, recipe: Recipe) -> set[str]:
-    """The layers whose input `recipe.channels` transforms: all readers of an input, if it means one of them."""
-    from qvd_core.models.sites import find_inputs
+    """The layers whose input `recipe.channels` transforms."""
+    from qvd_core.methods.at_sites import transformed_inputs
 
-    if recipe.channels is None:
-        return set()
-    sites = {site.name: site for site in model.sites}
-    found: set[str] = set()
-    for shared in find_inputs(model.denoiser, model.sites):
-        readers = [sites[name] for name in shared.consumers]
-        if recipe.temporal is not None and any(site.role in TIME_PATH for site in readers):
-            continue  # it has a method of its own
-        if any(matches(pattern, site.name, site.role) for pattern in recipe.channels.sites for site in readers):
-            found.update(shared.consumers)
-    return found
+    return {name for shared in transformed_inputs(model, recipe) for name in shared.consumers}
 
 
 def bound_to_steps(sites: Sequence[Site], recipe: Recipe) -> bool:

@@ -58,6 +58,17 @@ class TemporalTable:
     rounded_similarity: np.ndarray
     merged: int
 
+    def columns(self) -> dict[str, np.ndarray]:
+        """One line per step and channel; steps count from 1."""
+        step, channel = (index.ravel() for index in np.indices(self.values.shape))
+        return {
+            "step": step + 1,
+            "timestep": self.timesteps[step],
+            "channel": channel,
+            "value": self.values.ravel(),
+            "rounded": self.rounded.ravel(),
+        }
+
 
 @dataclass(frozen=True, eq=False)
 class Histogram:

@@ -24,12 +24,13 @@ from qvd_core.errors import QvdError
 from qvd_core.metrics.networks import MetricUnavailable, find
 from qvd_core.models.loader import VideoModel
 from qvd_core.recipe import Recipe
+from qvd_core.recipe_checks import check_recipe
 from qvd_core.sampling import Clip, Settings, StepInfo, default_settings, generate
 from qvd_core.scores import compare
 from qvd_core.shapeworld.checker import read_clip
 from qvd_core.shapeworld.scene import SIZE, parse_caption
 from qvd_core.storage import replacing
-from qvd_core.variant import Variant, check_recipe, quantize
+from qvd_core.variant import Variant, quantize
 
 REFERENCE = "full precision"
 NOISE_FLOOR = "full precision, other seeds"

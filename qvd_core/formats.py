@@ -189,17 +189,20 @@ class ChannelBalancing:
 
 @dataclass(frozen=True)
 class Override:
-    """Other bit widths for some sites.
+    """Other formats for some sites.
 
     Attributes:
         sites: a role ("temporal_attention"), a module path, or a pattern of one ("up_blocks.2.*").
         weight_bits: 2 to 8, or None to leave the weights in floating point.
         activation_bits: 3 to 16, or None to leave the inputs in floating point.
+        range, search: of the inputs, as in `ActivationFormat`; None for those of the recipe.
     """
 
     sites: str
     weight_bits: int | None
     activation_bits: int | None
+    range: Literal["static_per_tensor", "static_per_frame", "static_per_step", "dynamic_per_token"] | None = None
+    search: Literal["min_max", "mse", "mse_by_step", "percentile"] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.sites, str) or not self.sites:
@@ -208,6 +211,10 @@ class Override:
             _check_bits("weight bits", self.weight_bits, WEIGHT_BITS)
         if self.activation_bits is not None:
             _check_bits("activation bits", self.activation_bits, ACTIVATION_BITS)
+        if self.range is not None:
+            _check_choice("activation range", self.range, ACTIVATION_RANGES)
+        if self.search is not None:
+            _check_choice("range search", self.search, RANGE_SEARCHES)
 
     def matches(self, site_name: str, role: str) -> bool:
         return matches(self.sites, site_name, role)

@@ -61,15 +61,17 @@ class Recipe:
     @property
     def needs_statistics(self) -> bool:
         """Whether building the variant needs calibrated ranges."""
-        return self.channels is not None or (self.activations is not None and self.activations.needs_statistics)
+        forms = [self.activations, *(_overridden(self.activations, override) for override in self.overrides)]
+        return self.channels is not None or any(form is not None and form.needs_statistics for form in forms)
 
     def formats(self, site_name: str, role: str) -> tuple[WeightFormat | None, ActivationFormat | None]:
         """The weight and activation formats of one site; None stands for floating point."""
         weights, activations = self.weights, self.activations
         for override in self.overrides:
             if override.matches(site_name, role):
-                weights = _with_bits(self.weights or WeightFormat(8), override.weight_bits)
-                activations = _with_bits(self.activations or _DYNAMIC, override.activation_bits)
+                bits = override.weight_bits
+                weights = None if bits is None else dataclasses.replace(self.weights or WeightFormat(8), bits=bits)
+                activations = _overridden(self.activations, override)
         if role in TIME_PATH:
             if isinstance(self.temporal, Tabulated):
                 return None, None
@@ -77,13 +79,16 @@ class Recipe:
                 activations = dataclasses.replace(activations, range="static_per_step")
         return weights, activations
 
-    def override(self, sites: str, weight_bits: int | None, activation_bits: int | None) -> Recipe:
-        """This recipe with one more override, replacing an earlier one of the same sites.
+    def override(self, sites: str, weight_bits: int | None, activation_bits: int | None, **formats: Any) -> Recipe:
+        """This recipe with one more `Override`, replacing an earlier one of the same sites.
 
         Its name says that it is no longer the one it came from: "minmax-w8a8+2" has two overrides.
+
+        Args:
+            formats: `range` and `search` of the override.
         """
         others = tuple(o for o in self.overrides if o.sites != sites)
-        overrides = (*others, Override(sites, weight_bits, activation_bits))
+        overrides = (*others, Override(sites, weight_bits, activation_bits, **formats))
         name = f"{self.name.partition('+')[0]}+{len(overrides)}"
         return dataclasses.replace(self, name=name, overrides=overrides)
 
@@ -160,8 +165,14 @@ _DYNAMIC = ActivationFormat(8, "dynamic_per_token")
 """What an override's activation bits mean in a recipe that leaves all others in floating point."""
 
 
-def _with_bits(form: Any, bits: int | None) -> Any:
-    return None if bits is None else dataclasses.replace(form, bits=bits)
+def _overridden(form: ActivationFormat | None, override: Override) -> ActivationFormat | None:
+    """What an override makes of the recipe's format of inputs."""
+    if override.activation_bits is None:
+        return None
+    form = form or _DYNAMIC
+    return ActivationFormat(
+        override.activation_bits, override.range or form.range, form.symmetric, override.search or form.search
+    )
 
 
 BITS = ((8, 8), (6, 6), (4, 8), (4, 6), (4, 4))

@@ -7,6 +7,7 @@ question, which `compare` answers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -16,12 +17,15 @@ from qvd_core.sampling import Settings, StepInfo, check_settings, sample
 from qvd_core.variant import Variant, share_structure
 
 
-def site_errors(variant: Variant, settings: Settings) -> dict[str, Tensor]:
+def site_errors(
+    variant: Variant, settings: Settings, on_step: Callable[[StepInfo], None] | None = None
+) -> dict[str, Tensor]:
     """Relative squared error of each layer's output, |y' - y|^2 / |y|^2, at every step of one clip.
 
     Args:
         variant: its model samples, and its layers are compared.
         settings: the clip; as many steps as the variant is bound to, if it is.
+        on_step: called after every step; raising from it ends the run.
 
     Returns:
         By site, fp32 [steps]; sites the variant leaves as they are, or that did not run, have no entry.
@@ -55,6 +59,8 @@ def site_errors(variant: Variant, settings: Settings) -> dict[str, Tensor]:
 
     def step_ended(info: StepInfo) -> None:
         position[0] = info.index + 1
+        if on_step is not None:
+            on_step(info)
 
     sample(model, watched, settings, step_ended)
     return errors

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from qvd_core.calibration.ranges import input_range
 from qvd_core.calibration.statistics import Statistics
 from qvd_core.calibration.temporal_features import sampler_timesteps, temporal_features
-from qvd_core.errors import CalibrationError, RecipeError, memory_errors
-from qvd_core.formats import HTDQ, ActivationFormat, ChannelBalancing, ShiftAndScale, Tabulated, matches
+from qvd_core.errors import CalibrationError, memory_errors
+from qvd_core.formats import HTDQ, ActivationFormat, ChannelBalancing, ShiftAndScale, Tabulated
 from qvd_core.layers.clock import StepClock
 from qvd_core.layers.folded_norm import fold_into_norm
 from qvd_core.layers.inputs import (
@@ -37,21 +37,15 @@ from qvd_core.layers.inputs import (
 )
 from qvd_core.layers.quantized import QuantizedLayer
 from qvd_core.layers.tabulated import TabulatedLayer
-from qvd_core.methods.channel_balancing import balance_channels
+from qvd_core.methods.at_sites import balanced, pads_with_zeros, shifted_and_scaled, transformed_inputs
 from qvd_core.methods.htdq import CoefficientSearch, search_coefficient
-from qvd_core.methods.scri import (
-    SEARCHED_SEQUENCES,
-    SEARCHED_TOKENS,
-    ThresholdSearch,
-    centre_and_half_width,
-    search_threshold,
-    transform_at,
-)
+from qvd_core.methods.scri import ThresholdSearch
 from qvd_core.models.loader import VideoModel
 from qvd_core.models.sites import Site, find_inputs, shortcut_split
 from qvd_core.quantizers.channel_transform import ChannelTransform
 from qvd_core.quantizers.logarithmic import log_grid, port_grid
-from qvd_core.recipe import TIME_PATH, Recipe
+from qvd_core.recipe import Recipe
+from qvd_core.recipe_checks import check_recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,61 +172,26 @@ class _Builder:
         parent, _, child = name.rpartition(".")
         setattr(self.denoiser.get_submodule(parent), child, module)
 
-    # Channels
-
     def _transform_channels(self, method: ShiftAndScale | ChannelBalancing) -> None:
-        statistics = self._statistics_of
-        for shared in self.inputs:
-            readers = [self.sites[name] for name in shared.consumers]
-            if any(s.role in TIME_PATH for s in readers) and self.recipe.temporal is not None:
-                continue  # it has a method of its own
-            if not any(matches(pattern, s.name, s.role) for pattern in method.sites for s in readers):
-                continue
-            low, high = statistics(readers[0])
-            layers: list[Any] = [self.denoiser.get_submodule(name) for name in shared.consumers]
-            if getattr(layers[0], "groups", 1) != 1:
-                continue  # each group of outputs reads channels of its own
-            if _pads_with_zeros(layers[0]):
-                low, high = low.clamp(max=0), high.clamp(min=0)
-            weights = [layer.weight for layer in layers]
+        assert self.statistics is not None
+        for shared in transformed_inputs(self.model, self.recipe):
+            for name in shared.consumers:
+                self._statistics_of(self.sites[name])
             if isinstance(method, ChannelBalancing):
-                transform = balance_channels(low, high, weights, method.strength)
+                transform = balanced(self.model, self.statistics, shared, method)
             else:
-                transform = self._shift_and_scale(method, readers, low, high, weights)
+                transform, search = shifted_and_scaled(self.model, self.statistics, shared, self.recipe, method)
+                if search is not None:
+                    self.thresholds[shared.consumers[0]] = search
             self.transforms |= dict.fromkeys(shared.consumers, transform)
             if shared.norm is not None and fold_into_norm(self.denoiser, shared.norm, transform):
                 self.folded.update(shared.consumers)
-
-    def _shift_and_scale(
-        self, method: ShiftAndScale, readers: list[Site], low: Tensor, high: Tensor, weights: list[Any]
-    ) -> ChannelTransform:
-        first = readers[0]
-        assert self.statistics is not None
-        tokens = self.statistics.tokens[first.name]
-        if method.steps == "first":
-            low, high, tokens = low[:1], high[:1], tokens[:1]
-        centre, half_width = centre_and_half_width(low.amin(0), high.amax(0), method.shift)
-        weight_format, input_format = self.recipe.formats(first.name, first.role)
-        if not method.scale or input_format is None:
-            return transform_at(centre, half_width, float("inf"))
-        attention = None
-        if len(readers) == 3 and tokens.shape[2] > 1:
-            module: Any = self.denoiser.get_submodule(first.name.rpartition(".")[0])
-            attention = (module.heads, module.scale)
-        tokens = tokens.flatten(0, 1)
-        most = SEARCHED_TOKENS if attention is None else SEARCHED_SEQUENCES
-        tokens = tokens[torch.linspace(0, len(tokens) - 1, min(len(tokens), most)).long()]
-        search = search_threshold(tokens, centre, half_width, weights, weight_format, input_format, attention)
-        self.thresholds[first.name] = search
-        return transform_at(centre, half_width, search.threshold)
 
     def _statistics_of(self, site: Site) -> tuple[Tensor, Tensor]:
         assert self.statistics is not None
         if site.name not in self.statistics.low:
             raise CalibrationError(f"The statistics say nothing about {site.name}, which calibration never ran.")
         return self.statistics.low[site.name], self.statistics.high[site.name]
-
-    # Inputs
 
     def _input_quantizer(
         self, site: Site, form: ActivationFormat, transform: ChannelTransform | None, split: int | None
@@ -257,7 +216,7 @@ class _Builder:
             return dynamic if split is None else DynamicSplit(dynamic, split)
         self._statistics_of(site)
         assert self.statistics is not None
-        padded = _pads_with_zeros(self.denoiser.get_submodule(site.name))
+        padded = pads_with_zeros(self.denoiser.get_submodule(site.name))
         if split is not None:  # one grid for each part, whatever the others have
             whole = dataclasses.replace(form, range="static_per_tensor")
             parts = [
@@ -300,58 +259,7 @@ class _Builder:
         return TabulatedLayer(layer(self.features.to(layer.weight.dtype)), self.clock)
 
 
-def _pads_with_zeros(layer: Any) -> bool:
-    """Whether a convolution's input is framed by zeros that calibration does not see."""
-    return any(getattr(layer, "_reversed_padding_repeated_twice", ())) and layer.padding_mode == "zeros"
-
-
-def check_recipe(model: VideoModel, recipe: Recipe, statistics: Statistics | None) -> None:
-    """Refuse what `quantize` would, as far as can be told at once.
-
-    Raises:
-        RecipeError: a pattern matches no site.
-        CalibrationError: statistics are needed and absent, or of another model or sampler; or temporal
-            features are treated that the model does not have.
-    """
-    check_overrides(model, recipe)
-    if recipe.temporal is not None and not any(site.role == "temporal_features" for site in model.sites):
-        raise CalibrationError(
-            f"{recipe.name} treats temporal features, and {model.spec.name} ({type(model.denoiser).__name__}) has no"
-            " layers known to take them; choose a recipe without a temporal method, such as qvd-scri or mse."
-        )
-    if statistics is not None:
-        statistics.check_model(model.spec.name, model.fingerprint)
-        sampler = type(model.pipeline.scheduler).__name__
-        if recipe.needs_statistics and statistics.run.sampler != sampler:
-            raise CalibrationError(
-                f"These statistics were made with {statistics.run.sampler}, but {model.spec.name} samples with"
-                f" {sampler}, whose steps differ; calibrate again."
-            )
-    elif recipe.needs_statistics:
-        raise CalibrationError(
-            f"{recipe.name} relies on calibrated ranges: pass statistics=calibrate(model, prompts), or use a"
-            " dynamic recipe."
-        )
-
-
 def share_structure(module: nn.Module) -> nn.Module:
     """A copy of `module`'s tree of submodules that shares all its parameters and buffers."""
     shared = {id(t): t for t in (*module.parameters(), *module.buffers())}
     return copy.deepcopy(module, shared)
-
-
-def check_overrides(model: VideoModel, recipe: Recipe) -> None:
-    """Refuse a pattern that would silently do nothing.
-
-    Raises:
-        RecipeError: it matches no site; the message lists the model's roles.
-    """
-    patterns = [override.sites for override in recipe.overrides]
-    if recipe.channels is not None:
-        patterns += recipe.channels.sites
-    for pattern in patterns:
-        if not any(matches(pattern, site.name, site.role) for site in model.sites):
-            roles = ", ".join(sorted({site.role for site in model.sites}))
-            raise RecipeError(
-                f"No site of {model.spec.name} matches {pattern!r}; use a module path or a role: {roles}."
-            )

@@ -14,13 +14,13 @@ import torch
 from diffusers import DDIMScheduler, UNet3DConditionModel
 from torch import Tensor, nn
 
-from qvd_core import variant as variant_module
 from qvd_core.calibration.calibrate import calibrate
 from qvd_core.calibration.statistics import InputObserver, Statistics
 from qvd_core.device import Device
 from qvd_core.formats import ActivationFormat, ChannelBalancing, ShiftAndScale, WeightFormat
 from qvd_core.layers.folded_norm import PositionedNorm
 from qvd_core.layers.quantized import QuantizedLayer
+from qvd_core.methods import at_sites
 from qvd_core.models.loader import VideoModel, load
 from qvd_core.models.sites import find_inputs
 from qvd_core.quantizers.channel_transform import ChannelTransform
@@ -68,7 +68,7 @@ def extreme_transforms(monkeypatch: pytest.MonkeyPatch) -> None:
         shift = 2 * torch.randn(len(centre), generator=generator)
         return ChannelTransform(shift, torch.exp(torch.randn(len(centre), generator=generator)))
 
-    monkeypatch.setattr(variant_module, "transform_at", random_transform)
+    monkeypatch.setattr(at_sites, "transform_at", random_transform)
 
 
 # AnimateDiff, tiny

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where `export` writes the pipeline (default: WORK/pipeline)")
     parser.add_argument("--autoencoder-images", type=int, default=76_000)
     parser.add_argument("--images", type=int, default=192_000)
-    parser.add_argument("--clips", type=int, default=24_000)
+    parser.add_argument("--clips", type=int, default=40_000)
     parser.add_argument("--autoencoder-batch", type=int, default=4, help="per process")
     parser.add_argument("--image-batch", type=int, default=48, help="per process")
     parser.add_argument("--clip-batch", type=int, default=4, help="per process")

@@ -9,7 +9,8 @@ Two choices decide whether motions obey the caption, found by comparing the loss
 the reversed direction. Frames come from the later half of their clips, where "moving left" means
 "on the left": over all moments the two words mean the same, the text encoder merges them within the
 image stage, and the clip stage never parts them again. And timesteps are drawn with a density that
-rises with the noise, since direction and texture are decided there.
+rises with the noise, since direction and texture are decided there; in the last two
+fifths of the clip stage they are uniform, for round outlines and even surfaces.
 """
 
 from __future__ import annotations
@@ -97,9 +98,10 @@ class Denoiser(nn.Module):
         return F.mse_loss(self.unet(noisy, timesteps, text).sample.float(), target)
 
 
-def draw_timesteps(count: int, generator: torch.Generator) -> Tensor:
-    """Timesteps [count] in 0..999 whose density is proportional to the timestep."""
-    return (torch.rand(count, generator=generator, device=generator.device).sqrt() * 1000).long()
+def draw_timesteps(count: int, generator: torch.Generator, lean: bool) -> Tensor:
+    """Timesteps [count] in 0..999: uniform, or of a density proportional to the timestep where they `lean` to noise."""
+    uniform = torch.rand(count, generator=generator, device=generator.device)
+    return ((uniform.sqrt() if lean else uniform) * 1000).long()
 
 
 def train_images(folder: Path, workers: Workers, images: int, batch: int, seed: int) -> None:
@@ -111,7 +113,9 @@ def train_images(folder: Path, workers: Workers, images: int, batch: int, seed: 
     def draw_late_images(count: int, generator: torch.Generator) -> tuple[Tensor, list[Scene]]:
         return draw_images(count, generator, earliest=EARLIEST_MOMENT)
 
-    _train(folder / "images.pt", model, tokenizer, workers, images, batch, seed + 2, 1e-3, draw_late_images)
+    _train(
+        folder / "images.pt", model, tokenizer, workers, images, batch, seed + 2, 1e-3, draw_late_images, lean_until=1
+    )
 
 
 def train_clips(folder: Path, workers: Workers, clips: int, batch: int, seed: int) -> None:
@@ -127,7 +131,7 @@ def train_clips(folder: Path, workers: Workers, clips: int, batch: int, seed: in
     model.unet = UNetMotionModel.from_unet2d(unet, build_motion_adapter())
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    _train(folder / "clips.pt", model, tokenizer, workers, clips, batch, seed + 3, 4e-4, draw_clips)
+    _train(folder / "clips.pt", model, tokenizer, workers, clips, batch, seed + 3, 4e-4, draw_clips, lean_until=0.6)
 
 
 def _parameter_groups(model: nn.Module, lr: float) -> list[dict[str, Any]]:
@@ -139,7 +143,9 @@ def _parameter_groups(model: nn.Module, lr: float) -> list[dict[str, Any]]:
     return [*groups, {"params": motion, "lr": MOTION_LR, "peak_lr": MOTION_LR}] if motion else groups
 
 
-def _train(path, model, tokenizer, workers: Workers, samples: int, batch: int, seed: int, lr: float, draw) -> None:
+def _train(
+    path, model, tokenizer, workers: Workers, samples: int, batch: int, seed: int, lr: float, draw, *, lean_until: float
+) -> None:
     basis = PatchBasis(**torch.load(path.parent / "basis.pt", weights_only=True)).to(workers.device)
     model = model.to(workers.device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(_parameter_groups(model, lr), betas=(0.9, 0.99), weight_decay=0.01)
@@ -170,7 +176,7 @@ def _train(path, model, tokenizer, workers: Workers, samples: int, batch: int, s
         )
         dropped = torch.rand(batch, generator=generator, device=workers.device) < CAPTION_DROPOUT
         tokens = torch.where(dropped[:, None], unconditional.to(workers.device), tokens)
-        timesteps = draw_timesteps(batch, generator)
+        timesteps = draw_timesteps(batch, generator, lean=step < lean_until * steps)
         noise = torch.randn(latents.shape, generator=generator, device=workers.device)
         with torch.autocast("cuda", torch.bfloat16, enabled=workers.device.type == "cuda"):
             loss = shared(latents, noise, timesteps, tokens)

@@ -1,22 +1,24 @@
-"""Tab "Channels": what part of a layer's quantization grid each of its input channels uses.
+"""Tab "Channels": what part of a layer's quantization grid each of its input channels uses, before and after SCRI.
 
 Answers from calibration statistics alone; nothing here runs the model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from analysis.methods import unlike_the_figure
-from qvd_core.errors import CalibrationError
-from qvd_core.formats import ActivationFormat
+from qvd_core.errors import CalibrationError, RecipeError
+from qvd_core.formats import ACTIVATION_BITS, ActivationFormat
 from qvd_core.recipe import Recipe
 from ui import panels
 from ui.errors import shown
-from ui.figure_panel import figure_panel, figure_payload, finding
+from ui.live_view import LiveView, Shown, beside, figure_slot, finding, one_of, whole_number, words_slot
 from ui.registry import Registry
+from ui.site_actions import site_actions
 
 if TYPE_CHECKING:
     from analysis.channels import ChannelTable
@@ -26,123 +28,191 @@ if TYPE_CHECKING:
 ROLE = "temporal_attention"
 """Shown first if the model has it: where QVD integrates channel ranges."""
 
-SORTS = [("number", "channel"), ("width of range", "range"), ("centre of range", "centre")]
+METRICS = [
+    ("mean coverage", "coverage"),
+    ("channel disparity", "disparity"),
+    ("skewness", "skewness"),
+    ("rounding error", "error"),
+]
+SORTS = [
+    ("number", "channel"),
+    ("width of range", "range"),
+    ("centre of range", "centre"),
+    ("rounding error", "error"),
+]
+STAGES = ["as it is", "shifted", "shifted and scaled"]
 
 
 def channels_tab(registry: Registry, model_name: gr.State, recipe: gr.State, tab: gr.Tab) -> None:
     """Build the tab inside `tab`; it follows both states, and looks for new statistics whenever it is opened."""
-    notice = gr.HTML(panels.note("Loading the model…"), elem_id="channels-notice")
-    with gr.Column(visible=False) as body:
-        with gr.Row():
-            role = gr.Dropdown([], label="Role", min_width=180, elem_id="channels-role")
-            layer = gr.Dropdown([], label="Mean coverage and layer", scale=2, min_width=260, elem_id="channels-layer")
-        with gr.Row():
-            step = gr.Slider(0, 1, 0, step=1, label="Step (0: all together)", min_width=220, elem_id="channels-step")
-            sort = gr.Radio(SORTS, value="range", label="Sort channels by", min_width=260, elem_id="channels-sort")
-        sentence = gr.HTML(elem_id="channels-sentence")
-        figure = figure_panel(elem_id="channels-figure")
-        cards = gr.HTML(elem_id="channels-cards")
-        source = gr.HTML(elem_id="channels-source")
-    results = [figure, cards, sentence]
+    metric = gr.Radio(METRICS, value="coverage", label="Map of all layers", elem_id="map-metric")
+    overview = LiveView(
+        registry, "map-view", words_slot("sentence") + figure_slot("map", 420), lambda *asked: _map(registry, *asked)
+    )
+    gr.HTML(panels.note("Click the map to look at a layer and a step."))
+    with gr.Row():
+        layer = gr.Dropdown([], label="Layer (its role, mean coverage and path)", scale=3, elem_id="channels-layer")
+        sort = gr.Dropdown(SORTS, value="range", label="Sort channels by", min_width=160, elem_id="channels-sort")
+    site_actions(registry, model_name, recipe, layer)
+    with gr.Row():
+        step = gr.Slider(0, 1, 0, step=1, label="Step (0: all together)", min_width=180, elem_id="channels-step")
+        frame = gr.Slider(0, 1, 0, step=1, label="Frame (0: all together)", min_width=180, elem_id="channels-frame")
+        bits = gr.Slider(
+            ACTIVATION_BITS[0], ACTIVATION_BITS[-1], 8, step=1, label="Bits", min_width=180, elem_id="channels-bits"
+        )
+    with gr.Row():
+        stage = gr.Radio(STAGES, value=STAGES[0], label="Channels", min_width=320, elem_id="channels-stage")
+        threshold = gr.Slider(
+            0.05,
+            1,
+            1,
+            step=0.01,
+            label="Threshold t, as a share of the widest channel (scaled only)",
+            min_width=260,
+            elem_id="channels-threshold",
+        )
+    controls = {
+        "layer": layer,
+        "step": step,
+        "frame": frame,
+        "bits": bits,
+        "sort": sort,
+        "stage": stage,
+        "threshold": threshold,
+    }
+    slots = (
+        words_slot("sentence")
+        + figure_slot("ranges")
+        + words_slot("cards")
+        + beside(figure_slot("widths"), figure_slot("thresholds", 360))
+        + words_slot("source")
+    )
+    view = LiveView(registry, "channels-view", slots, lambda *asked: _channels(registry, *asked))
 
     @shown
-    def follow(name: str, current: Recipe, chosen_role: str, site: str, at: float, order: str) -> list[Any]:
+    def fit(name: str, site: str, at: float, in_frame: float) -> list[Any]:
+        """Menus and sliders to the model: its layers, and the steps and frames it was calibrated for."""
         if not name:
-            return [gr.skip()] * 9
-        model, statistics, problem = _known(registry, name)
+            return [gr.skip()] * 3
+        model = registry.model(name)
+        statistics = registry.statistics(model)
         if statistics is None:
-            said = gr.update(value=panels.note(problem), visible=True)
-            return [said, gr.update(visible=False), *[gr.skip()] * 3, None, "", "", ""]
-        roles = _roles(model, statistics)
-        if chosen_role not in roles:
-            chosen_role = ROLE if ROLE in roles else next(iter(roles))
-        layers, least = _layers(statistics, roles[chosen_role])
-        site = site if site in roles[chosen_role] else least
-        at = min(int(at), statistics.run.steps)
+            return [gr.skip()] * 3
+        layers, first = _layers(model, statistics)
+        steps, frames = statistics.run.steps, statistics.run.frames
         return [
-            gr.update(visible=False),
-            gr.update(visible=True),
-            gr.update(choices=[(r.replace("_", " "), r) for r in roles], value=chosen_role),
-            gr.update(choices=layers, value=site),
-            gr.update(maximum=statistics.run.steps, value=at),
-            *_results(model, statistics, current, site, at, order),
-            panels.note(_provenance(statistics.run)),
+            gr.update(choices=layers, value=site if site in statistics.low else first),
+            gr.update(maximum=steps, value=min(int(at), steps)),
+            gr.update(maximum=frames, value=min(int(in_frame), frames)),
         ]
 
-    @shown
-    def choose_role(name: str, chosen: str, site: str) -> Any:
-        model, statistics, _ = _known(registry, name)
-        sites = [] if statistics is None else _roles(model, statistics).get(chosen, [])
-        if statistics is None or not sites or site in sites:
-            return gr.skip()
-        layers, least = _layers(statistics, sites)
-        return gr.update(choices=layers, value=least)
+    def follow_recipe(current: Recipe) -> Any:
+        return gr.skip() if current.activations is None else current.activations.bits
 
-    @shown
-    def draw(name: str, current: Recipe, site: str, at: float, order: str) -> list[Any]:
-        if not name:
-            return [gr.skip()] * 3
-        model, statistics, _ = _known(registry, name)
-        if statistics is None or site not in statistics.low:
-            return [gr.skip()] * 3
-        return _results(model, statistics, current, site, min(int(at), statistics.run.steps), order)
+    def go_to(event: gr.EventData) -> list[Any]:
+        return [str(event.y), int(event.x)]
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
-    gr.on(
-        [model_name.change, tab.select],
-        follow,
-        [model_name, recipe, role, layer, step, sort],
-        [notice, body, role, layer, step, *results, source],
-        **quiet,
+    gr.on([model_name.change, tab.select], fit, [model_name, layer, step, frame], [layer, step, frame], **quiet)
+    recipe.change(follow_recipe, recipe, bits, **quiet)
+    overview.component.pick(go_to, None, [layer, step], **quiet)
+    overview.follow(model_name, recipe, {"metric": metric}, tab.select)
+    view.follow(model_name, recipe, controls, tab.select)
+
+
+def _map(registry: Registry, model: VideoModel, recipe: Recipe, choices: dict[str, Any]) -> Mapping[str, Shown | str]:
+    from analysis.figures.site_map import site_map as drawn
+    from analysis.site_map import in_words, site_map
+
+    statistics = _known(registry, model)
+    metric = one_of(choices, "metric", [value for _, value in METRICS])
+    roles = {site.name: site.role for site in model.sites}
+    sites = tuple(site.name for site in model.sites if site.name in statistics.low)
+    form = recipe.activations or ActivationFormat(8)
+    table = site_map(statistics, sites, metric, ActivationFormat(form.bits, symmetric=form.symmetric))
+    return {"sentence": finding(in_words(table, roles)), "map": Shown(drawn(table), table)}
+
+
+def _channels(
+    registry: Registry, model: VideoModel, recipe: Recipe, choices: dict[str, Any]
+) -> Mapping[str, Shown | str]:
+    """Figures and words of one layer."""
+    from analysis.channels import channel_table, in_words
+    from analysis.figures import channels as figures
+    from analysis.scri import channel_widths, staged_transform, threshold_table
+
+    statistics = _known(registry, model)
+    site = one_of(choices, "layer", statistics.low)
+    at = whole_number(choices, "step", 0, statistics.run.steps)
+    in_frame = whole_number(choices, "frame", 0, statistics.run.frames)
+    bits = whole_number(choices, "bits", ACTIVATION_BITS[0], ACTIVATION_BITS[-1])
+    stage = one_of(choices, "stage", STAGES)
+    here = next(s for s in model.sites if s.name == site)
+    weights, own = recipe.formats(site, here.role)
+    symmetric = (own or recipe.activations or ActivationFormat(8)).symmetric
+    form = ActivationFormat(bits, symmetric=symmetric)
+    scaled = stage == STAGES[2]
+    transform = staged_transform(model, statistics, site, stage)
+    searched = None
+    if scaled:
+        share = choices.get("threshold")
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+            raise RecipeError(f"threshold = {share!r} is out of range; choose a share from 0.05 to 1.")
+        searched = threshold_table(model, statistics, site, weights, form)
+        searched = searched.showing(share * float(searched.thresholds[0]))
+        transform = staged_transform(model, statistics, site, stage, searched.chosen)
+    framed = site in statistics.channel_frame_low
+    table = channel_table(
+        statistics,
+        site,
+        form,
+        at - 1 if at else None,
+        one_of(choices, "sort", [value for _, value in SORTS]),
+        frame=in_frame - 1 if in_frame and framed else None,
+        transform=transform,
     )
-    role.change(choose_role, [model_name, role, layer], layer, **quiet)
-    changes = [recipe.change, layer.change, step.change, sort.change]
-    gr.on(changes, draw, [model_name, recipe, layer, step, sort], results, **quiet)
+    caveats = [unlike_the_figure(model, recipe, here, form)]
+    if in_frame and not framed:
+        caveats.append("Ranges of single frames are not kept for this input, so all frames are shown.")
+    widths = channel_widths(statistics, site, "frame" if in_frame and framed else "step", symmetric, transform)
+    found: dict[str, Any] = {
+        "sentence": finding(" ".join([in_words(table), *caveats]).strip()),
+        "ranges": Shown(figures.ranges(table), table),
+        "cards": _cards(table),
+        "widths": Shown(figures.widths(widths), widths),
+        "thresholds": "",
+        "source": panels.note(_provenance(statistics.run)),
+    }
+    if searched is not None:
+        found["thresholds"] = Shown(figures.thresholds(searched), searched)
+    return found
 
 
-def _known(registry: Registry, name: str) -> tuple[VideoModel, Statistics | None, str]:
-    """The model, its statistics, and if there are none, why and what to do."""
-    model = registry.model(name)
-    try:
-        statistics, problem = registry.statistics(model), ""
-    except CalibrationError as error:
-        statistics, problem = None, str(error)
-    if statistics is None and not problem:
-        problem = (
+def _known(registry: Registry, model: VideoModel) -> Statistics:
+    """The model's statistics.
+
+    Raises:
+        CalibrationError: there are none; the message says what to do.
+    """
+    statistics = registry.statistics(model)
+    if statistics is None:
+        raise CalibrationError(
             f"{model.spec.name} has not been calibrated, so the ranges of its channels are not known yet. Generate once"
             " in the Compare tab with a recipe of static ranges, such as minmax-w8a8: it calibrates first. Then come"
             " back here."
         )
-    return model, statistics, problem
+    return statistics
 
 
-def _roles(model: VideoModel, statistics: Statistics) -> dict[str, list[str]]:
-    """The layers that were calibrated, by role, in the model's order."""
-    roles: dict[str, list[str]] = {}
-    for site in model.sites:
-        if site.name in statistics.low:
-            roles.setdefault(site.role, []).append(site.name)
-    return roles
+def _layers(model: VideoModel, statistics: Statistics) -> tuple[list[tuple[str, str]], str]:
+    """Menu entries for the layers that were calibrated, and the one to begin with: of `ROLE` the least covered."""
+    from analysis.site_map import site_overview
 
-
-def _layers(statistics: Statistics, sites: list[str]) -> tuple[list[tuple[str, str]], str]:
-    """Menu entries for `sites`, and the site of least mean coverage."""
-    from analysis.channels import site_overview
-
-    rows = site_overview(statistics, sites)
-    return [(f"{row.mean:.0%} · {row.site}", row.site) for row in rows], min(rows, key=lambda row: row.mean).site
-
-
-def _results(model: VideoModel, statistics: Statistics, recipe: Recipe, site: str, at: int, order: str) -> list[Any]:
-    """Figure, cards and sentence of one layer; `at` is 1-based, 0 for all steps."""
-    from analysis.channels import channel_table, in_words
-    from analysis.figures import channel_ranges
-
-    here = next(s for s in model.sites if s.name == site)
-    drawn = recipe.formats(site, here.role)[1] or recipe.activations or ActivationFormat(8)
-    table = channel_table(statistics, site, drawn, at - 1 if at else None, order)
-    caveat = unlike_the_figure(model, recipe, here, drawn)
-    return [figure_payload(channel_ranges(table)), _cards(table), finding(f"{in_words(table)} {caveat}".strip())]
+    roles = {site.name: site.role for site in model.sites if site.name in statistics.low}
+    rows = site_overview(statistics, list(roles))
+    entries = [(f"{roles[row.site].replace('_', ' ')} · {row.mean:.0%} · {row.site}", row.site) for row in rows]
+    first = min(rows, key=lambda row: (roles[row.site] != ROLE, row.mean))
+    return entries, first.site
 
 
 def _cards(table: ChannelTable) -> str:
@@ -160,6 +230,7 @@ def _cards(table: ChannelTable) -> str:
                 f"{table.median_codes:,} of {table.available_codes:,}",
                 f"reached at {table.form.bits} bits, at most",
             ),
+            ("Rounding error", f"{table.error.mean():.2e}", "squared, over the input's mean square, on sampled tokens"),
         ]
     )
 
@@ -169,5 +240,6 @@ def _provenance(run: CalibrationRun) -> str:
     return (
         f"Smallest and largest values seen in full precision while sampling {prompts} in {run.steps} steps"
         f" ({run.sampler}, {run.frames} frames of {run.width}×{run.height}). The grid is one for all steps, as a static"
-        " quantizer has it. Ranges say nothing about where inside them the values crowd."
+        " quantizer has it. Ranges say nothing about where inside them the values crowd. Of one step and one frame"
+        " together only what each allows is known."
     )

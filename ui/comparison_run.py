@@ -16,7 +16,7 @@ from ui.registry import Registry
 
 if TYPE_CHECKING:
     from qvd_core.models.loader import VideoModel
-    from qvd_core.sampling import Clip, StepInfo
+    from qvd_core.sampling import Clip, Settings, StepInfo
     from qvd_core.scores import Scores
     from qvd_core.variant import Variant
 
@@ -67,18 +67,13 @@ def run_comparison(registry: Registry, request: Request, report: Report) -> Resu
     Raises:
         QvdError: what loading, calibrating, quantizing or sampling raise.
     """
-    from qvd_core.sampling import check_settings, default_settings, generate
+    from qvd_core.sampling import generate
     from qvd_core.scores import compare
 
-    report(Progress(f"Loading {request.model}…", 0))
-    model = registry.model(request.model)
-    settings = default_settings(
-        model, request.prompt, seed=request.seed, steps=request.steps, guidance_scale=request.guidance_scale
+    recipe, prompt, seed = request.recipe, request.prompt, request.seed
+    model, settings = prepared(
+        registry, request.model, recipe, prompt, seed, request.steps, request.guidance_scale, report
     )
-    check_settings(model, settings)
-    _check_steps(registry, model, request.recipe, settings.steps)
-    if request.recipe.needs_statistics and registry.statistics(model) is None:
-        _calibrate(registry, model, report)
     report(Progress(f"Quantizing by {request.recipe.name}; searching thresholds may take some seconds…", 0))
     variant = registry.variant(model, request.recipe)
 
@@ -90,6 +85,33 @@ def run_comparison(registry: Registry, request: Request, report: Report) -> Resu
         registry.keep_reference(model, reference)
     quantized = generate(variant, settings, _watch(f"Quantized, {request.recipe.name}", rounds - 1, rounds, report))
     return Result(variant, reference, quantized, compare(reference, quantized), reused)
+
+
+def prepared(
+    registry: Registry,
+    model_name: str,
+    recipe: Recipe,
+    prompt: str,
+    seed: int,
+    steps: int | None,
+    guidance_scale: float | None,
+    report: Report,
+) -> tuple[VideoModel, Settings]:
+    """The model and the checked settings of a clip; calibrated, if `recipe` needs it and nobody has done it.
+
+    Raises:
+        QvdError: what loading, checking and calibrating raise.
+    """
+    from qvd_core.sampling import check_settings, default_settings
+
+    report(Progress(f"Loading {model_name}…", 0))
+    model = registry.model(model_name)
+    settings = default_settings(model, prompt, seed=seed, steps=steps, guidance_scale=guidance_scale)
+    check_settings(model, settings)
+    _check_steps(registry, model, recipe, settings.steps)
+    if recipe.needs_statistics and registry.statistics(model) is None:
+        _calibrate(registry, model, report)
+    return model, settings
 
 
 def _check_steps(registry: Registry, model: VideoModel, recipe: Recipe, steps: int) -> None:

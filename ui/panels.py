@@ -59,6 +59,16 @@ def size_cards(costs: Sequence[SiteCost], model: str) -> str:
     )
 
 
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A plain table of texts."""
+    titles = "".join(f"<th>{escape(title)}</th>" for title in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return (
+        f'<div class="qvd-scroll"><table class="qvd-table"><thead><tr>{titles}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
 def role_table(rows: Sequence[RoleRow]) -> str:
     """Parameters, share, bits, size and bit operations of every role, and of all together."""
     widest = max(row.share for row in rows)

@@ -124,7 +124,7 @@ class Registry:
         """
         model = self.loaded(source)
         if model is not None:
-            from qvd_core.variant import check_overrides
+            from qvd_core.recipe_checks import check_overrides
 
             check_overrides(model, recipe)
         return recipe

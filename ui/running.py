@@ -14,7 +14,10 @@ Outcome = TypeVar("Outcome")
 
 
 class Runs:
-    """The run of each session, so that its Cancel button reaches it and nobody else's."""
+    """The runs of each session, so that its Cancel buttons reach them and nobody else's.
+
+    A run is known by its session and a name of its own: "SESSION" or "SESSION/NAME".
+    """
 
     def __init__(self) -> None:
         self._stops: dict[str, threading.Event] = {}
@@ -28,6 +31,12 @@ class Runs:
         stop = self._stops.get(session)
         if stop is not None:
             stop.set()
+
+    def cancel_all(self, session: str) -> None:
+        """Ask every run of the session to stop."""
+        for run in list(self._stops):
+            if run.partition("/")[0] == session:
+                self.cancel(run)
 
     def stream(self, session: str, job: Callable[[Callable[[Event], None]], Outcome]) -> Iterator[Event | Outcome]:
         """Run `job(report)` in a thread; yield all it reports and then what it returns.

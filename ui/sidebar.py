@@ -14,6 +14,7 @@ from qvd_core.errors import QvdError, RecipeError
 from qvd_core.recipe import BITS, METHODS, Recipe
 from ui import method_words, panels
 from ui.errors import shown
+from ui.history import undo_button
 from ui.naming import at_bits, bits_in_words, bits_of, method_of, named, of_method, parse_bits
 from ui.registry import Registry
 
@@ -46,6 +47,7 @@ def sidebar(registry: Registry, model_name: gr.State, recipe: gr.State) -> None:
         )
         words = gr.HTML(elem_id="method-words", elem_classes="qvd-flush")
         summary = gr.HTML(elem_id="recipe-summary", elem_classes="qvd-flush")
+        undo_button(recipe)
 
     def choose_model(source: str, present: str) -> Iterator[tuple[Any, Any, str]]:
         """The state changes once the model is there; if it cannot be had, the menu returns to the present one."""

@@ -13,6 +13,7 @@ from ui.channels_tab import channels_tab
 from ui.compare_tab import compare_tab
 from ui.downloads import Downloads
 from ui.endpoints import add_endpoints
+from ui.errors_tab import errors_tab
 from ui.model_tab import model_tab
 from ui.recipe_tab import recipe_tab
 from ui.registry import Registry
@@ -57,6 +58,8 @@ def build(*, any_model: bool = False) -> gr.Blocks:
                 channels_tab(registry, model_name, recipe, channels)
             with gr.Tab("Temporal", id="temporal"):
                 temporal_tab(registry, model_name, recipe)
+            with gr.Tab("Errors", id="errors"):
+                errors_tab(registry, runs, model_name, recipe)
 
         link = gr.Textbox(visible="hidden")
         recipe.change(
@@ -74,7 +77,7 @@ def build(*, any_model: bool = False) -> gr.Blocks:
                 return DEFAULT_MODEL, get_recipe(DEFAULT_RECIPE)
 
         def close_page(request: gr.Request) -> None:
-            runs.cancel(str(request.session_hash))
+            runs.cancel_all(str(request.session_hash))
             downloads.forget(str(request.session_hash))
 
         demo.load(open_page, None, [model_name, recipe], show_progress="hidden", api_visibility="private")

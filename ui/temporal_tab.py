@@ -1,94 +1,121 @@
-"""Tab "Temporal": how temporal features are distributed over the steps, and what a uniform grid leaves of them.
+"""Tab "Temporal": how temporal features are distributed over the steps, and what two grids make of them.
 
 They depend on the step only, so everything here is exact and needs neither a video nor calibration.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from analysis.methods import unlike_the_figure
-from qvd_core.errors import CalibrationError
-from qvd_core.formats import ACTIVATION_BITS, ActivationFormat
+from qvd_core.errors import RecipeError
+from qvd_core.formats import ACTIVATION_BITS, HTDQ, ActivationFormat
 from qvd_core.models.catalog import CATALOG
 from qvd_core.recipe import Recipe
 from ui import panels
 from ui.errors import shown
-from ui.figure_panel import figure_panel, figure_payload, finding
+from ui.live_view import LiveView, Shown, beside, figure_slot, finding, one_of, whole_number, words_slot
+from ui.naming import named
 from ui.registry import Registry
 
 if TYPE_CHECKING:
-    from analysis.temporal import Moments, TemporalTable
+    from analysis.htdq import HTDQTable
+    from analysis.temporal import TemporalTable
     from qvd_core.models.loader import VideoModel
 
 MOST_STEPS = 100
 DEFAULT_STEPS = CATALOG["animatediff-mini"].steps
+FORMS = [
+    ("H1: α multiplies the logarithm", "H1"),
+    ("H2: α inside the logarithm", "H2"),
+    ("H3: α scales the range", "H3"),
+    ("port: base 2, no α", "port"),
+]
 
 
 def temporal_tab(registry: Registry, model_name: gr.State, recipe: gr.State) -> None:
-    """Build the tab; it follows the model, and its bits follow the recipe."""
-    notice = gr.HTML(panels.note("Loading the model…"), elem_id="temporal-notice")
-    with gr.Column(visible=False) as body:
-        with gr.Row():
-            steps = gr.Slider(
-                2, MOST_STEPS, DEFAULT_STEPS, step=1, label="Denoising steps", min_width=220, elem_id="temporal-steps"
-            )
-            bits = gr.Slider(
-                ACTIVATION_BITS[0],
-                ACTIVATION_BITS[-1],
-                8,
-                step=1,
-                label="Bits of a uniform grid",
-                min_width=220,
-                elem_id="temporal-bits",
-            )
-        sentence = gr.HTML(elem_id="temporal-sentence")
-        distribution = figure_panel(elem_id="temporal-distribution")
-        cards = gr.HTML(elem_id="temporal-cards")
-        with gr.Row():
-            with gr.Column(min_width=300):
-                before = figure_panel(elem_id="temporal-before")
-            with gr.Column(min_width=300):
-                after = figure_panel(elem_id="temporal-after")
-        gr.HTML(
-            panels.note(
-                "Temporal features are the inputs of every time_emb_proj (QVD, arXiv 2407.11585, section 4.1): SiLU of"
-                " the time embedding, one per denoising step, the same in every layer, for every prompt and seed. They"
-                " are enumerated exactly, without sampling. The grid is affine and spans all steps, as a static"
-                " quantizer's does."
-            )
+    """Build the tab; it follows the model, and its controls follow the recipe."""
+    with gr.Row():
+        steps = gr.Slider(2, MOST_STEPS, DEFAULT_STEPS, step=1, label="Denoising steps", elem_id="temporal-steps")
+        bits = gr.Slider(
+            ACTIVATION_BITS[0], ACTIVATION_BITS[-1], 8, step=1, label="Bits of both grids", elem_id="temporal-bits"
         )
-    results = [notice, body, distribution, cards, sentence, before, after]
+    with gr.Row():
+        form = gr.Dropdown(FORMS, value="H1", label="HiDi-TQ", min_width=200, elem_id="temporal-form")
+        search = gr.Checkbox(True, label="Search α for the least K", min_width=160, elem_id="temporal-search")
+        coefficient = gr.Slider(
+            -2, 6, 0, step=0.05, label="α, if not searched (log₂)", min_width=200, elem_id="temporal-coefficient"
+        )
+    with gr.Row():
+        weight = gr.Slider(
+            0, 10, 1, step=0.1, label="λ: weight of TDScore in K", min_width=200, elem_id="temporal-weight"
+        )
+        radius = gr.Slider(
+            1, 8, 2, step=1, label="Radius of TDScore, in steps", min_width=200, elem_id="temporal-radius"
+        )
+        sign = gr.Checkbox(True, label="The sign takes one of the bits", min_width=160, elem_id="temporal-sign")
+    controls = {
+        "steps": steps,
+        "bits": bits,
+        "form": form,
+        "search": search,
+        "coefficient": coefficient,
+        "weight": weight,
+        "radius": radius,
+        "sign": sign,
+    }
+    slots = (
+        words_slot("sentence")
+        + figure_slot("distribution")
+        + words_slot("cards")
+        + words_slot("htdq")
+        + beside(figure_slot("staircases", 320), figure_slot("codes", 320))
+        + figure_slot("search", 320)
+        + words_slot("scores")
+        + beside(figure_slot("full"), figure_slot("uniform"), figure_slot("logarithmic"))
+        + words_slot("source")
+    )
+    view = LiveView(registry, "temporal-view", slots, _temporal)
+    use = gr.Button("Use this HTDQ in the recipe", size="sm", elem_id="temporal-use")
+
+    def follow_model(name: str) -> Any:
+        model = registry.loaded(name)
+        return gr.skip() if model is None else min(model.spec.steps, MOST_STEPS)
+
+    def follow_recipe(name: str, current: Recipe) -> list[Any]:
+        model = registry.loaded(name)
+        width = gr.skip() if model is None else _recipe_bits(model, current)
+        method = current.temporal
+        if not isinstance(method, HTDQ):
+            return [width, *[gr.skip()] * 6]
+        return [
+            width,
+            "port" if method.port else method.form,
+            method.coefficient is None,
+            gr.skip() if method.coefficient is None else math.log2(method.coefficient),
+            method.discriminability_weight,
+            method.radius,
+            method.sign_inside,
+        ]
 
     @shown
-    def draw(name: str, current: Recipe, count: float, width: float) -> list[Any]:
-        if not name:
-            return [gr.skip()] * len(results)
-        return _results(registry.model(name), current, int(count), int(width))
-
-    @shown
-    def follow_model(name: str, current: Recipe) -> list[Any]:
-        if not name:
-            return [gr.skip()] * (2 + len(results))
-        model = registry.model(name)
-        count, width = min(model.spec.steps, MOST_STEPS), _recipe_bits(model, current)
-        return [count, width, *_results(model, current, count, width)]
-
-    @shown
-    def follow_recipe(name: str, current: Recipe, count: float) -> list[Any]:
-        if not name:
-            return [gr.skip()] * (1 + len(results))
-        model = registry.model(name)
-        width = _recipe_bits(model, current)
-        return [width, *_results(model, current, int(count), width)]
+    def use_in_recipe(current: Recipe, *values: Any) -> Recipe:
+        method = _method(dict(zip(controls, values, strict=True)))
+        if isinstance(current.temporal, HTDQ):
+            method = dataclasses.replace(method, centred=current.temporal.centred)
+        return named(dataclasses.replace(current, temporal=method))
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last", "api_visibility": "private"}
-    model_name.change(follow_model, [model_name, recipe], [steps, bits, *results], **quiet)
-    recipe.change(follow_recipe, [model_name, recipe, steps], [bits, *results], **quiet)
-    gr.on([steps.change, bits.change], draw, [model_name, recipe, steps, bits], results, **quiet)
+    model_name.change(follow_model, model_name, steps, **quiet)
+    followers = [bits, form, search, coefficient, weight, radius, sign]
+    gr.on([model_name.change, recipe.change], follow_recipe, [model_name, recipe], followers, **quiet)
+    use.click(use_in_recipe, [recipe, *controls.values()], recipe, show_progress="hidden", api_visibility="private")
+    view.follow(model_name, recipe, controls)
 
 
 def _recipe_bits(model: VideoModel, recipe: Recipe) -> int:
@@ -98,42 +125,98 @@ def _recipe_bits(model: VideoModel, recipe: Recipe) -> int:
     return 8 if form is None else form.bits
 
 
-def _results(model: VideoModel, recipe: Recipe, steps: int, bits: int) -> list[Any]:
-    """Notice, whether there is anything to show, and all there is."""
-    from analysis.figures import feature_distribution, step_similarity
-    from analysis.temporal import in_words, moments, temporal_table
+def _method(choices: Mapping[str, Any]) -> HTDQ:
+    """HTDQ as the controls say."""
+    form = one_of(choices, "form", [value for _, value in FORMS])
+    flags = {name: choices.get(name) for name in ("search", "sign")}
+    power, weight = choices.get("coefficient"), choices.get("weight")
+    if not all(isinstance(flag, bool) for flag in flags.values()):
+        raise RecipeError(f"{flags} holds something that is neither true nor false.")
+    if isinstance(power, bool) or not isinstance(power, (int, float)) or not -10 <= power <= 9:
+        raise RecipeError(f"coefficient = {power!r} is out of range; choose -10 to 9, a power of two.")
+    searched = flags["search"] or form == "port"
+    return HTDQ(
+        form="H1" if form == "port" else form,
+        sign_inside=flags["sign"] or form == "port",
+        port=form == "port",
+        coefficient=None if searched else 2.0**power,
+        discriminability_weight=weight,  # type: ignore[arg-type]  # checked there
+        radius=whole_number(choices, "radius", 1, 100),
+    )
+
+
+def _temporal(model: VideoModel, recipe: Recipe, choices: dict[str, Any]) -> Mapping[str, Shown | str]:
+    from analysis.export import tidy
+    from analysis.figures import temporal as figures
+    from analysis.htdq import htdq_table
+    from analysis.htdq import in_words as htdq_in_words
+    from analysis.temporal import in_words, temporal_table
     from qvd_core.calibration.temporal_features import temporal_features
 
-    try:
-        table = temporal_table(temporal_features(model, steps), bits)
-    except CalibrationError as error:
-        said = gr.update(value=panels.note(str(error)), visible=True)
-        return [said, gr.update(visible=False), None, "", "", None, None]
-    lowest = float(min(table.similarity.min(), table.rounded_similarity.min()))
-    return [
-        gr.update(visible=False),
-        gr.update(visible=True),
-        figure_payload(feature_distribution(table)),
-        _cards(moments(table.values), table),
-        finding(f"{in_words(table)} {_caveat(model, recipe, bits)}".strip()),
-        figure_payload(step_similarity(table.similarity, "Full precision", lowest)),
-        figure_payload(step_similarity(table.rounded_similarity, f"{bits}-bit uniform grid", lowest)),
-    ]
-
-
-def _caveat(model: VideoModel, recipe: Recipe, bits: int) -> str:
-    """In what the recipe treats temporal features otherwise than drawn."""
+    steps = whole_number(choices, "steps", 2, MOST_STEPS)
+    bits = whole_number(choices, "bits", ACTIVATION_BITS[0], ACTIVATION_BITS[-1])
+    plain = temporal_table(temporal_features(model, steps), bits)
+    table = htdq_table(model, steps, bits, _method(choices))
+    matrices = {
+        "full": (table.similarity, "Full precision"),
+        "uniform": (table.uniform.similarity, f"{bits}-bit uniform grid"),
+        "logarithmic": (table.logarithmic.similarity, f"{bits}-bit HiDi-TQ"),
+    }
+    lowest = min(float(matrix.min()) for matrix, _ in matrices.values())
     site = next(site for site in model.sites if site.role == "temporal_features")
-    return unlike_the_figure(model, recipe, site, ActivationFormat(bits))
+    caveat = unlike_the_figure(model, recipe, site, ActivationFormat(bits))
+    found: dict[str, Any] = {
+        "sentence": finding(f"{in_words(plain)} {caveat}".strip()),
+        "distribution": Shown(figures.distribution(plain), plain),
+        "cards": _shape_cards(plain),
+        "htdq": finding(htdq_in_words(table)),
+        "staircases": Shown(figures.staircases(table), table.stairs_columns()),
+        "codes": Shown(figures.code_use(table), table.use_columns()),
+        "search": Shown(figures.search(table), table) if table.search is not None else "",
+        "scores": _score_cards(table),
+        "source": panels.note(SOURCE),
+    }
+    for slot, (matrix, name) in matrices.items():
+        cells = tidy(matrix, "step", "other_step", "cosine")
+        found[slot] = Shown(figures.similarity(matrix, name, lowest), cells)
+    return found
 
 
-def _cards(shape: Moments, table: TemporalTable) -> str:
+SOURCE = (
+    "Temporal features are the inputs of every time_emb_proj (QVD, arXiv 2407.11585, section 4.1): SiLU of the time"
+    " embedding, one per denoising step, the same in every layer, for every prompt and seed. They are enumerated"
+    " exactly, without sampling. The uniform grid is affine and spans all steps, as a static quantizer's does. HiDi-TQ"
+    " and K are our reconstruction of what the paper describes; qvd_core/methods/htdq.py says which choice was made"
+    " where."
+)
+
+
+def _shape_cards(table: TemporalTable) -> str:
+    from analysis.temporal import moments
+
+    shape = moments(table.values)
     return panels.cards(
         [
             ("Skewness", _number(shape.skewness), "0 if symmetric; positive: the tail is on the right"),
             ("Excess kurtosis", _number(shape.excess_kurtosis), "0 for a normal distribution; higher: heavier tails"),
             ("Largest over median", f"{_number(shape.largest_over_median)}×", "of the magnitudes"),
-            ("Rounded to zero", f"{table.zero_share:.1%}", f"of {table.values.size:,} values at {table.bits} bits"),
+            (
+                "Rounded to zero",
+                f"{table.zero_share:.1%}",
+                f"of {table.values.size:,} values, uniform, {table.bits} bits",
+            ),
+        ]
+    )
+
+
+def _score_cards(table: HTDQTable) -> str:
+    flat, log = table.uniform, table.logarithmic
+    return panels.cards(
+        [
+            ("K", f"{flat.k:.2g} → {log.k:.2g}", "uniform → HiDi-TQ; 0 is exact, lower is better"),
+            ("Squared error", f"{flat.l2:.2g} → {log.l2:.2g}", "relative, uniform → HiDi-TQ"),
+            ("TDScore", f"{flat.td_score:.3g} → {log.td_score:.3g}", f"full precision has {table.td_score:.3g}"),
+            ("Codes repeated", f"{flat.repeated:.0%} → {log.repeated:.0%}", "by the next step, uniform → HiDi-TQ"),
         ]
     )
 

@@ -12,10 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvd_core.calibration.statistics import ENTRIES, CalibrationRun, InputObserver, Statistics
+from qvd_core.calibration.statistics import (
+    ENTRIES,
+    FRAME_EXTREMES,
+    CalibrationRun,
+    InputObserver,
+    Statistics,
+    sampling_plan,
+)
 from qvd_core.errors import CalibrationError
 from qvd_core.models.catalog import ASSETS
 from qvd_core.models.loader import VideoModel
+from qvd_core.models.sites import find_inputs
 from qvd_core.sampling import StepInfo, check_settings, default_settings, fits_tokenizer, sample
 from qvd_core.variant import share_structure
 
@@ -94,8 +102,10 @@ def calibrate(
         guidance_scale=plans[0].guidance_scale,
         seconds=round(time.perf_counter() - started, 2),
     )
+    for observer in watch.observers.values():
+        observer.finish()
     counts = {name: watch.observers[leader].count for name, leader in watch.leaders.items()}
-    return Statistics(run, macs=watch.macs, counts=counts, **watch.entries())
+    return Statistics(run, macs=watch.macs, counts=counts, token_stride=watch.stride, **watch.entries())
 
 
 class _Watch:
@@ -109,6 +119,11 @@ class _Watch:
         self.leaders: dict[str, str] = {}
         self.macs: dict[str, int] = {}
         self._first_inputs: list[tuple[weakref.ref[Tensor], str]] = []
+        readers = [self.sites[shared.consumers[0]] for shared in find_inputs(model.denoiser, model.sites)]
+        channels = [site.in_channels for site in readers if site.role != "temporal_attention"]
+        of_sequences = frames * sum(site.in_channels for site in readers if site.role == "temporal_attention")
+        self.tokens, self.stride = sampling_plan(sum(channels), of_sequences, steps)
+        self.keeps_frames = frames * sum(site.in_channels for site in readers) <= FRAME_EXTREMES
 
     def layer_ran(
         self, name: str, layer: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor
@@ -126,8 +141,19 @@ class _Watch:
     def _observer(self, name: str, x: Tensor) -> InputObserver:
         site = self.sites[name]
         by_frame = site.sees_frames and len(x) % self.frames == 0
-        sequences = site.role == "temporal_attention" and x.dim() == 3 and x.shape[1] == self.frames
-        return InputObserver(name, site.kind, self.steps, site.in_channels, self.frames, by_frame, sequences)
+        mixes_frames = site.role.startswith("temporal_") and x.dim() == 3 and x.shape[1] == self.frames
+        return InputObserver(
+            name,
+            site.kind,
+            self.steps,
+            site.in_channels,
+            self.frames,
+            by_frame,
+            mixes_frames,
+            sequences=mixes_frames and site.role == "temporal_attention",
+            tokens=self.tokens,
+            stride=self.stride,
+        )
 
     def entries(self) -> dict[str, dict[str, Tensor]]:
         """The fields of `Statistics` named in `ENTRIES`."""
@@ -135,10 +161,17 @@ class _Watch:
             kind: {
                 name: getattr(self.observers[leader], kind)
                 for name, leader in self.leaders.items()
-                if self.observers[leader].by_frame or kind not in ("frame_low", "frame_high", "token_frames")
+                if self._has(self.observers[leader], kind)
             }
             for kind in ENTRIES
         }
+
+    def _has(self, observer: InputObserver, kind: str) -> bool:
+        if kind in ("frame_low", "frame_high", "token_frames"):
+            return observer.by_frame
+        if kind in ("channel_frame_low", "channel_frame_high"):
+            return self.keeps_frames and (observer.by_frame or observer.mixes_frames)
+        return True
 
 
 def embedded_statistics(model: VideoModel) -> Statistics | None:

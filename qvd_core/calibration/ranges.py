@@ -59,9 +59,11 @@ def input_range(
         low, high, tokens = (transform.apply(t) for t in (low, high, tokens))
     ends, tokens = (low[:, channels], high[:, channels]), tokens[..., channels]
     by_step = form.range == "static_per_step"
+    rows = statistics.token_row(torch.arange(len(low))) if by_step or form.search == "mse_by_step" else slice(None)
+    tokens = tokens[rows]
     if form.range == "static_per_frame" and site in statistics.frame_low and transform is None:
         low, high = ends = statistics.frame_low[site], statistics.frame_high[site]
-        group, end_group = statistics.token_frames[site].long(), torch.arange(low.shape[1])
+        group, end_group = statistics.token_frames[site][rows].long(), torch.arange(low.shape[1])
     else:
         low, high = ends[0].amin(1, keepdim=True), ends[1].amax(1, keepdim=True)
         group, end_group = torch.zeros(tokens.shape[:2], dtype=torch.long), torch.zeros(ends[0].shape[1]).long()

@@ -1,8 +1,12 @@
 """Calibration statistics: small, keyed to the model and the run that produced them, kept on disk.
 
 Per site, the smallest and largest value of every input channel at every denoising step over all
-prompts, the same of every frame, and a few tokens of every step as they were. Ranges per tensor, per
-step or over all steps follow by reduction; what needs whole values, such as an error, by sampling.
+prompts, the same of every frame, and a few tokens as they were. Ranges per tensor, per step or over all
+steps follow by reduction; what needs whole values, such as an error, by sampling.
+
+Small also for a model of a billion parameters, which has half a million input channels: extremes of
+single steps and frames are kept in 8 bits, rounded outwards, tokens in half precision and, where there
+would be too many, of every n-th step only.
 """
 
 from __future__ import annotations
@@ -19,10 +23,13 @@ from torch import Tensor
 from qvd_core.errors import CalibrationError
 from qvd_core.storage import replacing
 
-FORMAT = "qvd-statistics-2"
+FORMAT = "qvd-statistics-3"
 TOKENS = 4  # kept of every step and site
 SEQUENCES = 1
+TOKEN_VALUES = 12_000_000  # at most, of all sites together
+FRAME_EXTREMES = 4_000_000  # at most, of channels by frame
 LARGEST_HALF = 6e4
+CODES = 255  # of an extreme, between those of its channel over the whole run
 
 
 @dataclass(frozen=True)
@@ -56,15 +63,22 @@ class Statistics:
 
     Attributes:
         run: where they come from.
-        low, high: per site name, fp32 [steps, channels]: extremes of each input channel at each step.
+        low, high: per site name, fp32 [steps, channels]: extremes of each input channel at each step. Those
+            over all steps are exact; those of one step lie outside the true ones by less than 1/255 of the
+            channel's range over all steps.
         frame_low, frame_high: fp32 [steps, frames]: extremes of each frame; only of sites that see the
             frames of a clip one by one, along their leading axis.
-        tokens: fp32 [steps, samples, length, channels]: random tokens of each step (`length` 1); of
-            temporal attention whole sequences of `length` = frames, so that the attention can be computed.
-        token_frames: [steps, samples], the frame each token is of; as `frame_low`.
+        channel_frame_low, channel_frame_high: fp32 [frames, channels]: extremes of each channel in each
+            frame over all steps, as exact as `low`; only of sites that see frames, or mix them, and of
+            models small enough.
+        tokens: fp32 [rows, samples, length, channels]: random tokens (`length` 1); of temporal attention
+            whole sequences of `length` = frames, so that the attention can be computed. Row r is of step
+            r * `token_stride`.
+        token_frames: [rows, samples], the frame each token is of; as `frame_low`.
         macs: multiply-accumulates of one denoiser call (guidance doubles a step's calls into one batch,
             which is counted).
         counts: how many tokens were seen in all; those kept stand for them.
+        token_stride: 1 where tokens of every step are kept.
     """
 
     run: CalibrationRun
@@ -76,6 +90,13 @@ class Statistics:
     token_frames: dict[str, Tensor]
     macs: dict[str, int]
     counts: dict[str, int] = field(default_factory=dict)
+    channel_frame_low: dict[str, Tensor] = field(default_factory=dict)
+    channel_frame_high: dict[str, Tensor] = field(default_factory=dict)
+    token_stride: int = 1
+
+    def token_row(self, step: int | Tensor) -> Any:
+        """The row of `tokens` for a 0-based step: of that step, or of the last one before it that has tokens."""
+        return step // self.token_stride
 
     def tensor_range(self, site: str) -> tuple[Tensor, Tensor]:
         """(low, high) of the whole input over all steps and channels, two scalars."""
@@ -102,22 +123,26 @@ class Statistics:
         from safetensors.torch import save
 
         tensors: dict[str, Tensor] = {}
-        shared: dict[str, str] = {}  # entries that are another entry's tensor
-        names: dict[int, str] = {}
-        for kind in ENTRIES:
-            for site, tensor in getattr(self, kind).items():
-                key = f"{kind}/{site}"
-                if id(tensor) in names:
-                    shared[key] = names[id(tensor)]
-                    continue
-                names[id(tensor)] = key
-                tensors[key] = _compact(tensor) if kind == "tokens" else tensor.contiguous()
+        owners = {id(self.low[site]): site for site in reversed(self.low)}  # the first of those that share
+        shared = {site: owners[id(low)] for site, low in self.low.items()}
+        for site in owners.values():
+            bottom, top = self.low[site].amin(0), self.high[site].amax(0)
+            tensors |= {f"bottom/{site}": bottom, f"top/{site}": top}
+            for low, high in PAIRS:
+                if site in getattr(self, low):
+                    both = _encode(getattr(self, low)[site], getattr(self, high)[site], bottom, top)
+                    tensors[f"{low}/{site}"], tensors[f"{high}/{site}"] = both
+            for kind in ("frame_low", "frame_high", "token_frames"):
+                if site in getattr(self, kind):
+                    tensors[f"{kind}/{site}"] = getattr(self, kind)[site].contiguous()
+            tensors[f"tokens/{site}"] = _compact(self.tokens[site])
         metadata = {
             "format": FORMAT,
             "run": json.dumps(asdict(self.run)),
             "macs": json.dumps(self.macs),
             "counts": json.dumps(self.counts),
-            "shared": json.dumps(shared),
+            "shared": json.dumps({site: owner for site, owner in shared.items() if site != owner}),
+            "token_stride": str(self.token_stride),
         }
         # Not save_file: its errors do not tell a full disk from a programming error.
         with replacing(path) as scratch:
@@ -141,23 +166,62 @@ class Statistics:
                         f"{path} does not hold calibration statistics of this version ({FORMAT}) but {found};"
                         " calibrate again."
                     )
-                tensors = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118 (not a dict)
+                stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
             values = json.loads(metadata["run"])
             run = CalibrationRun(**{**values, "prompts": tuple(values["prompts"])})
             macs, counts = json.loads(metadata["macs"]), json.loads(metadata["counts"])
-            tensors |= {key: tensors[owner] for key, owner in json.loads(metadata["shared"]).items()}
             entries: dict[str, dict[str, Tensor]] = {kind: {} for kind in ENTRIES}
-            for key, tensor in tensors.items():
+            for key, tensor in stored.items():
                 kind, _, site = key.partition("/")
-                entries[kind][site] = tensor
+                if tensor.dtype == torch.uint8:
+                    tensor = _decode(tensor, stored[f"bottom/{site}"], stored[f"top/{site}"])
+                if kind not in ("bottom", "top"):
+                    entries[kind][site] = tensor.float()
+            for site, owner in json.loads(metadata["shared"]).items():
+                for own in entries.values():
+                    own |= {site: own[owner]} if owner in own else {}
             if not entries["low"].keys() == entries["high"].keys() == entries["tokens"].keys():
                 raise ValueError("some sites lack their extremes or tokens")
+            stride = int(metadata["token_stride"])
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise CalibrationError(f"{path} is not a readable statistics file: {error}") from error
-        return cls(run, macs=macs, counts=counts, **entries)
+        return cls(run, macs=macs, counts=counts, token_stride=stride, **entries)
 
 
-ENTRIES = ("low", "high", "frame_low", "frame_high", "tokens", "token_frames")
+PAIRS = (("low", "high"), ("channel_frame_low", "channel_frame_high"))
+ENTRIES = (*PAIRS[0], *PAIRS[1], "frame_low", "frame_high", "tokens", "token_frames")
+
+
+def _encode(low: Tensor, high: Tensor, bottom: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
+    """Extremes [N, C] as shares of the channels' ranges [C] in 255ths, rounded outwards, uint8."""
+    width = torch.where(top > bottom, top - bottom, 1)
+    shares = ((extreme - bottom) / width * CODES for extreme in (low, high))
+    slack = 1e-3  # so that what has been decoded gets its codes again
+    rounded = next(shares).add(slack).floor(), next(shares).sub(slack).ceil()
+    return tuple(codes.clamp(0, CODES).to(torch.uint8) for codes in rounded)  # type: ignore[return-value]
+
+
+def _decode(codes: Tensor, bottom: Tensor, top: Tensor) -> Tensor:
+    """The extremes `_encode` stored; the outermost are those of the channel, exactly."""
+    values = bottom + codes / CODES * (top - bottom)
+    return torch.where(codes == CODES, top, values)
+
+
+def sampling_plan(channels: int, sequence_values: int, steps: int) -> tuple[int, int]:
+    """How many tokens to keep, and of every which step, so that a file stays small.
+
+    Args:
+        channels: of all inputs of which single tokens are kept; sequence_values: of one sequence each of
+            the others.
+
+    Returns:
+        (tokens, stride): all are kept of every step of models up to some hundred million parameters;
+        of larger ones a single token, if need be only of every `stride`-th step.
+    """
+    if steps * (TOKENS * channels + SEQUENCES * sequence_values) <= TOKEN_VALUES:
+        return TOKENS, 1
+    rows = max(1, TOKEN_VALUES // (channels + SEQUENCES * sequence_values))
+    return 1, -(-steps // rows)
 
 
 def _compact(tokens: Tensor) -> Tensor:
@@ -173,7 +237,9 @@ class InputObserver:
         kind: "linear", or a convolution.
         steps, channels, frames: of the run and the layer.
         by_frame: whether the leading axis is samples x frames.
+        mixes_frames: whether the input is [positions, frames, channels].
         sequences: whether to keep whole sequences [length, channels] instead of single tokens.
+        tokens: how many to keep; stride: of every which step.
     """
 
     def __init__(
@@ -184,16 +250,22 @@ class InputObserver:
         channels: int,
         frames: int = 1,
         by_frame: bool = False,
+        mixes_frames: bool = False,
         sequences: bool = False,
+        tokens: int = TOKENS,
+        stride: int = 1,
     ):
         self.site, self.linear, self.by_frame, self.sequences = site, kind == "linear", by_frame, sequences
+        self.mixes_frames, self.stride = mixes_frames, stride
         self.low = torch.full((steps, channels), float("inf"))
         self.high = torch.full((steps, channels), float("-inf"))
         self.frame_low = torch.full((steps, frames), float("inf"))
         self.frame_high = torch.full((steps, frames), float("-inf"))
-        count = SEQUENCES if sequences else TOKENS
-        self.tokens = torch.zeros(steps, count, frames if sequences else 1, channels)
-        self.token_frames = torch.zeros(steps, count)
+        self.channel_frame_low = torch.full((frames, channels), float("inf"))
+        self.channel_frame_high = torch.full((frames, channels), float("-inf"))
+        count, rows = SEQUENCES if sequences else tokens, -(-steps // stride)
+        self.tokens = torch.zeros(rows, count, frames if sequences else 1, channels)
+        self.token_frames = torch.zeros(rows, count)
         self.count = 0
         self._calls = torch.zeros(steps, dtype=torch.long)  # of the clip now observed
         self._clip = 0
@@ -207,8 +279,10 @@ class InputObserver:
         """
         x = x.detach()
         self.count += x.numel() // self.low.shape[1]
-        by_sample = [extreme.float() for extreme in _extremes(x, self.linear)]
-        low, high = by_sample[0].amin(0).cpu(), by_sample[1].amax(0).cpu()
+        # Of every frame where the layer mixes them, of every sample else: [N, channels].
+        extremes = (x.amin(0), x.amax(0)) if self.mixes_frames else _extremes(x, self.linear)
+        lows, highs = extremes[0].float(), extremes[1].float()
+        low, high = lows.amin(0).cpu(), highs.amax(0).cpu()
         # NaN propagates through the extremes, so they tell about every value.
         if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
             raise CalibrationError(
@@ -217,20 +291,41 @@ class InputObserver:
             )
         torch.minimum(self.low[step], low, out=self.low[step])
         torch.maximum(self.high[step], high, out=self.high[step])
-        frames = self.frame_low.shape[1]
-        if self.by_frame:
-            low, high = by_sample[0].amin(1).view(-1, frames).amin(0), by_sample[1].amax(1).view(-1, frames).amax(0)
-            torch.minimum(self.frame_low[step], low.cpu(), out=self.frame_low[step])
-            torch.maximum(self.frame_high[step], high.cpu(), out=self.frame_high[step])
+        if self.by_frame or self.mixes_frames:
+            self._observe_frames(lows, highs, step)
         if clip != self._clip:
             self._clip = clip
             self._calls.zero_()
         self._calls[step] += 1
+        if step % self.stride:
+            return
         for number in range((clip - step) % clips, self.tokens.shape[1], clips):
             # Of several calls in a step, such as with and without the prompt, each is kept equally often.
             place, luck = torch.rand(2, generator=self._random).tolist()
             if luck * int(self._calls[step]) < 1:
                 self._keep(x, step, number, place)
+
+    def _observe_frames(self, low: Tensor, high: Tensor, step: int) -> None:
+        """Take in extremes [samples x frames, channels]."""
+        frames = len(self.channel_frame_low)
+        low, high = (
+            low.view(-1, frames, low.shape[-1]).amin(0).cpu(),
+            high.view(-1, frames, high.shape[-1]).amax(0).cpu(),
+        )
+        torch.minimum(self.channel_frame_low, low, out=self.channel_frame_low)
+        torch.maximum(self.channel_frame_high, high, out=self.channel_frame_high)
+        if self.by_frame:
+            torch.minimum(self.frame_low[step], low.amin(1), out=self.frame_low[step])
+            torch.maximum(self.frame_high[step], high.amax(1), out=self.frame_high[step])
+
+    def finish(self) -> None:
+        """Round extremes of steps and frames as a file keeps them, so that one from disk gives the same variant."""
+        bottom, top = self.low.amin(0), self.high.amax(0)
+        for low, high in PAIRS:
+            if torch.isfinite(getattr(self, low)).all():  # else it was not observed
+                both = _encode(getattr(self, low), getattr(self, high), bottom, top)
+                setattr(self, low, _decode(both[0], bottom, top))
+                setattr(self, high, _decode(both[1], bottom, top))
 
     def _keep(self, x: Tensor, step: int, number: int, place: float) -> None:
         if self.sequences:
@@ -244,9 +339,10 @@ class InputObserver:
             token = x[sample].flatten(1)[:, pixel]
         token = token.float().cpu()
         # As a file keeps it, so that statistics from disk give the same variant.
-        self.tokens[step, number] = token.half().float() if token.abs().max() < LARGEST_HALF else token
+        row = step // self.stride
+        self.tokens[row, number] = token.half().float() if token.abs().max() < LARGEST_HALF else token
         if self.by_frame:
-            self.token_frames[step, number] = int(place * len(x)) % self.frame_low.shape[1]
+            self.token_frames[row, number] = int(place * len(x)) % self.frame_low.shape[1]
 
 
 def _extremes(x: Tensor, linear: bool) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ steps; all metrics are computed in fp64.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -119,7 +119,7 @@ def composite_k(
     _check_weight(weight)
     centre = _centre(features, centred)
     reference, score = td_score(features, radius, centre), td_score(quantized, radius, centre)
-    return _combined(relative_error(features, quantized), score, reference, weight)
+    return combined_k(relative_error(features, quantized), score, reference, weight)
 
 
 def coefficient_grid(features: Tensor, levels: int, form: str = "H1") -> Tensor:
@@ -163,6 +163,12 @@ class CoefficientSearch:
     l2: Tensor
     td_score: Tensor
     reference_td_score: float
+
+    def weighted(self, weight: float) -> CoefficientSearch:
+        """The same search with another weight of the loss in TDScore."""
+        _check_weight(weight)
+        reference = torch.tensor(self.reference_td_score, dtype=torch.float64)
+        return replace(self, k=combined_k(self.l2, self.td_score, reference, weight))
 
     @property
     def best(self) -> int:
@@ -225,14 +231,15 @@ def search_coefficient(
         scores.append(td_score(quantized, radius, centre))
     l2, score = torch.cat(errors), torch.cat(scores)
     reference = td_score(features, radius, centre)
-    return CoefficientSearch(coefficients, _combined(l2, score, reference, weight), l2, score, float(reference))
+    return CoefficientSearch(coefficients, combined_k(l2, score, reference, weight), l2, score, float(reference))
 
 
 def _centre(features: Tensor, centred: bool) -> Tensor | None:
     return features.double().mean(-2) if centred else None
 
 
-def _combined(error: Tensor, score: Tensor, reference: Tensor, weight: float) -> Tensor:
+def combined_k(error: Tensor, score: Tensor, reference: Tensor, weight: float) -> Tensor:
+    """K of its parts, see `composite_k`: relative errors and TDScores [...], and that of full precision."""
     lost = (1 - score / reference).clamp(min=0)
     return error + weight * torch.where(reference > SMALLEST_SCORE, lost, 0.0)
 

@@ -12,10 +12,11 @@ from torch import nn
 
 from qvd_core.calibration.calibrate import calibrate, calibration_prompts, embedded_statistics
 from qvd_core.errors import CalibrationError, Cancelled, GenerationError
+from qvd_core.formats import ActivationFormat
 from qvd_core.models.catalog import CATALOG
 from qvd_core.models.loader import VideoModel, load
 from qvd_core.models.sites import find_inputs
-from qvd_core.recipe import get_recipe
+from qvd_core.recipe import Recipe, get_recipe
 from qvd_core.sampling import default_settings, generate, sample
 from qvd_core.shapeworld.scene import HELD_OUT_SCENES, parse_caption
 from qvd_core.variant import quantize, share_structure
@@ -58,10 +59,15 @@ def test_ranges_are_those_of_the_raw_activations(model):
     for site in model.sites:
         low, high = statistics.low[site.name], statistics.high[site.name]
         assert low.shape == high.shape == (3, site.in_channels)
-        for step in range(3):
-            rows = torch.cat(inputs[site.name][step])
-            assert_same(low[step], rows.min(0).values, f"low of {site.name} at step {step}")
-            assert_same(high[step], rows.max(0).values, f"high of {site.name} at step {step}")
+        steps = [torch.cat(inputs[site.name][step]) for step in range(3)]
+        everything = torch.cat(steps)
+        assert_same(low.amin(0), everything.amin(0), f"low of {site.name}")
+        assert_same(high.amax(0), everything.amax(0), f"high of {site.name}")
+        slack = 1.001 / 255 * (everything.amax(0) - everything.amin(0)) + 1e-9  # rounded outwards
+        for step, rows in enumerate(steps):
+            for beyond in (rows.amin(0) - low[step], high[step] - rows.amax(0)):
+                assert (beyond >= -slack / 200).all(), f"{site.name} at step {step}"
+                assert (beyond <= slack).all(), f"{site.name} at step {step}"
         assert_same(statistics.tensor_range(site.name)[0], low.min())
         assert_same(statistics.tensor_range(site.name)[1], high.max())
 
@@ -171,6 +177,42 @@ def test_tokens_and_extremes_of_frames(model, statistics, watched_inputs):
                 assert (rows.half() == token.half()).all(1).any(), (
                     f"{site.name}: the token is not of frame {int(frame)}"
                 )
+
+
+def test_extremes_of_channels_in_each_frame(model, statistics, watched_inputs):
+    """Of layers that see frames one by one, and of those that mix them: [positions, frames, channels]."""
+    frames = statistics.run.frames
+    without = {"time_embedding", "temporal_features"}
+    expected = {site.name for site in model.sites if site.role not in without}
+    assert statistics.channel_frame_low.keys() == statistics.channel_frame_high.keys() == expected
+    for site in model.sites:
+        if site.name not in expected:
+            continue
+        seen = torch.cat([x for step in range(2) for x in watched_inputs[0][site.name][step]])
+        if site.role.startswith("temporal"):
+            by_frame = seen.movedim(1, 0).flatten(1, -2)
+        else:
+            rows = seen.flatten(1, -2) if site.kind == "linear" else seen.flatten(2).transpose(1, 2)
+            by_frame = rows.unflatten(0, (-1, frames)).movedim(1, 0).flatten(1, 2)
+        slack = 1.001 / 255 * (by_frame.amax((0, 1)) - by_frame.amin((0, 1))) + 1e-9
+        low, high = statistics.channel_frame_low[site.name], statistics.channel_frame_high[site.name]
+        for beyond in (by_frame.amin(1) - low, high - by_frame.amax(1)):
+            assert (beyond >= -slack / 200).all(), site.name
+            assert (beyond <= slack).all(), site.name
+
+
+def test_a_large_model_is_watched_in_less_detail(model, monkeypatch):
+    monkeypatch.setattr("qvd_core.calibration.statistics.TOKEN_VALUES", 20_000)
+    monkeypatch.setattr("qvd_core.calibration.calibrate.FRAME_EXTREMES", 100)
+    statistics = calibrate(model, PROMPTS, steps=5)
+    assert statistics.token_stride > 1
+    assert not statistics.channel_frame_low
+    rows = -(-5 // statistics.token_stride)
+    assert {tokens.shape[:2] for tokens in statistics.tokens.values()} == {(rows, 1)}
+    for method in ("qvd", "tfmq-dm", "mse", "percentile"):
+        quantize(model, get_recipe(f"{method}-w8a8"), statistics)
+    by_step = ActivationFormat(8, "static_per_step", search="mse")
+    quantize(model, Recipe("x", None, by_step), statistics)
 
 
 def test_a_family_without_a_site_map_is_watched_too(wan):

@@ -13,7 +13,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from qvd_core.calibration.statistics import FORMAT, InputObserver, Statistics
+from qvd_core.calibration.statistics import (
+    CODES,
+    ENTRIES,
+    FORMAT,
+    TOKENS,
+    CalibrationRun,
+    InputObserver,
+    Statistics,
+    sampling_plan,
+)
 from qvd_core.errors import CalibrationError, StorageError
 from tests.closeness import assert_same
 
@@ -24,7 +33,7 @@ def test_round_trip(statistics, tmp_path):
     again = Statistics.load(path)
     assert again.run == statistics.run
     assert again.macs == statistics.macs
-    for kind in ("low", "high", "frame_low", "frame_high", "token_frames"):
+    for kind in set(ENTRIES) - {"tokens"}:
         mine, read = getattr(statistics, kind), getattr(again, kind)
         assert mine.keys() == read.keys()
         for name in mine:
@@ -39,7 +48,7 @@ def test_what_sites_share_is_saved_once_and_shared_again(statistics, tmp_path):
     path = tmp_path / "statistics.safetensors"
     statistics.save(path)
     again = Statistics.load(path)
-    for kind in ("low", "high", "frame_low", "frame_high", "tokens", "token_frames"):
+    for kind in ENTRIES:
         mine, read = getattr(statistics, kind), getattr(again, kind)
         assert len({id(t) for t in mine.values()}) < len(mine)
         owners = {}
@@ -48,10 +57,66 @@ def test_what_sites_share_is_saved_once_and_shared_again(statistics, tmp_path):
             assert read[name] is read[owner], f"{kind} of {name}"
         assert len({id(t) for t in read.values()}) == len(owners)
     with safe_open(path, framework="pt") as file:
-        assert len(file.keys()) == sum(
-            len({id(t) for t in getattr(statistics, kind).values()})
-            for kind in ("low", "high", "frame_low", "frame_high", "tokens", "token_frames")
+        of_channels = 2 * len({id(t) for t in statistics.low.values()})  # beside the entries: bottom and top
+        assert len(file.keys()) == of_channels + sum(
+            len({id(t) for t in getattr(statistics, kind).values()}) for kind in ENTRIES
         )
+
+
+def test_extremes_of_steps_and_frames_are_rounded_outwards_and_those_of_the_run_exact():
+    x = torch.randn(7, 10, 5, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 1e-3, 1e4, 0.0])
+    observer = InputObserver("a", "linear", 7, 4, frames=5, mixes_frames=True)
+    for step in range(7):
+        observer.observe(x[step], step)
+    observer.finish()
+    assert_same(observer.low.amin(0), x.amin((0, 1, 2)), "low")
+    assert_same(observer.high.amax(0), x.amax((0, 1, 2)), "high")
+    width = x.amax((0, 1, 2)) - x.amin((0, 1, 2))
+    slack = 1e-5 * width
+    for found, true in (
+        ((observer.low, observer.high), (x.amin((1, 2)), x.amax((1, 2)))),
+        ((observer.channel_frame_low, observer.channel_frame_high), (x.amin((0, 1)), x.amax((0, 1)))),
+    ):
+        for beyond in (true[0] - found[0], found[1] - true[1]):
+            assert (beyond >= -slack).all()
+            assert (beyond <= width / CODES + slack).all()
+    assert not torch.equal(observer.low, x.amin((1, 2)))  # or nothing would have been rounded
+
+
+def test_a_model_of_a_billion_parameters_stays_small(tmp_path):
+    """The inputs of AnimateDiff's UNet (1.3 B): 427,000 channels of single tokens, 42 temporal attentions."""
+    steps, frames, plain, temporal = 25, 16, 427_000, 37_760
+    tokens, stride = sampling_plan(plain, frames * temporal, steps)
+    low, high = -torch.rand(steps, plain), torch.rand(steps, plain)
+    rows = -(-steps // stride)
+    assert rows >= 8  # what the search of SCRI looks at
+    run = CalibrationRun("big", "0" * 16, "DDIMScheduler", steps, ("a",), 0, frames, 512, 512, 7.5, 1.0)
+    statistics = Statistics(
+        run,
+        {"plain": low, "temporal": low[:, :temporal]},
+        {"plain": high, "temporal": high[:, :temporal]},
+        {},
+        {},
+        {"plain": torch.rand(rows, tokens, 1, plain), "temporal": torch.rand(rows, 1, frames, temporal)},
+        {},
+        {},
+        token_stride=stride,
+    )
+    statistics.save(tmp_path / "statistics.safetensors")
+    assert (tmp_path / "statistics.safetensors").stat().st_size < 50e6
+    assert Statistics.load(tmp_path / "statistics.safetensors").token_row(24) == rows - 1
+
+
+def test_small_models_keep_tokens_of_every_step():
+    assert sampling_plan(40_000, 16 * 3000, 25) == (TOKENS, 1)
+    assert sampling_plan(40_000, 0, 10_000) == (1, 34)  # 12 million values make 300 rows
+
+
+def test_tokens_of_every_third_step():
+    observer = InputObserver("a", "linear", 8, 2, tokens=1, stride=3)
+    for step in range(8):
+        observer.observe(torch.full((5, 2), float(step)), step)
+    assert observer.tokens[:, 0, 0, 0].tolist() == [0, 3, 6]
 
 
 def test_tokens_beyond_half_precision_keep_full_precision(statistics, tmp_path):
@@ -245,7 +310,7 @@ def test_channels_last_images_are_observed_alike():
     plain, last = (InputObserver("a", "conv2d", 1, 3, frames=3, by_frame=True) for _ in range(2))
     plain.observe(x, 0)
     last.observe(x.contiguous(memory_format=torch.channels_last), 0)
-    for kind in ("low", "high", "frame_low", "frame_high", "tokens", "token_frames"):
+    for kind in ENTRIES:
         assert_same(getattr(last, kind), getattr(plain, kind), kind)
 
 
@@ -260,6 +325,9 @@ def test_frames_repeat_along_the_leading_axis(kind, shape):
         values = batches[:, [frame, 3 + frame]]
         assert observer.frame_low[1, frame] == values.min()
         assert observer.frame_high[1, frame] == values.max()
+        by_channel = values.movedim(-1 if kind == "linear" else 2, 0).flatten(1)
+        assert_same(observer.channel_frame_low[frame], by_channel.amin(1), "channels")
+        assert_same(observer.channel_frame_high[frame], by_channel.amax(1), "channels")
     assert torch.isinf(observer.frame_low[0]).all()
 
 
@@ -312,13 +380,15 @@ def test_of_several_calls_in_a_step_each_can_give_tokens():
 
 def test_sequences_are_kept_whole():
     x = torch.arange(5.0 * 4 * 3).view(5, 4, 3)
-    observer = InputObserver("a", "linear", 30, 3, frames=4, sequences=True)
+    observer = InputObserver("a", "linear", 30, 3, frames=4, mixes_frames=True, sequences=True)
     for step in range(30):
         observer.observe(x, step)
     assert observer.tokens.shape == (30, 1, 4, 3)
     for sequence in observer.tokens[:, 0]:
         assert (x.half() == sequence.half()).all((1, 2)).any()
     assert len(observer.tokens[:, 0, 0, 0].unique()) > 2
+    assert_same(observer.channel_frame_high, x.amax(0), "frames")
+    assert_same(observer.high[29], x.amax((0, 1)), "channels")
 
 
 def test_observers_refuse_what_is_not_finite():

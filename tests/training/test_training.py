@@ -73,12 +73,15 @@ def test_late_frames_show_where_a_motion_leads() -> None:
 
 
 def test_timesteps_lean_towards_noise() -> None:
-    timesteps = draw_timesteps(100_000, torch.Generator().manual_seed(0))
+    timesteps = draw_timesteps(100_000, torch.Generator().manual_seed(0), lean=True)
     assert timesteps.min() >= 0
     assert timesteps.max() == 999
     # A density of 2t on [0, 1]: mean 2/3, a quarter of all below the middle.
     assert timesteps.float().mean() == pytest.approx(2000 / 3, rel=0.01)
     assert (timesteps < 500).float().mean() == pytest.approx(0.25, abs=0.01)
+    assert draw_timesteps(100_000, torch.Generator().manual_seed(0), lean=False).float().mean() == pytest.approx(
+        500, rel=0.01
+    )
 
 
 def test_a_batch_depends_on_its_place_alone() -> None:

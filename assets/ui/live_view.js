@@ -1,0 +1,209 @@
+// A live view's behaviour: the body of Gradio's js_on_load, run once per mounted component with `element`
+// (its node), `props` (live values), `watch` (change notices), `trigger` (events) and `server` in scope.
+
+const root = element.querySelector('.qvd-view');
+const message = root.querySelector('.qvd-view-message');
+const name = root.dataset.name;
+element.parentElement.style.padding = '0';
+
+const CONFIG = {
+  displaylogo: false,
+  responsive: false,                // its listener would outlive the view; see `resizing`
+  // Named one by one: among plotly's own is one that sends the figure to a server of theirs.
+  modeBarButtons: [['zoom2d', 'pan2d', 'resetScale2d']],
+};
+// A finger that drags a chart wants to scroll the page.
+const byTouch = matchMedia('(pointer: coarse)').matches;
+
+const slots = new Map([...root.querySelectorAll('[data-slot]')].map(node => [node.dataset.slot, node]));
+let asked = null;                   // the newest question; its choices are all controls'
+const wanted = new Map();           // by its node, the newest figure
+const drawn = new Map();            // by its node, the figure that is drawn, as text
+const chosen = {};                  // what controls said last, which a question under way may not know yet
+let stale = false;                  // whether it is newer than what is shown
+let working = false;
+let knownWidth = 0;
+
+const visible = () => root.isConnected && root.clientWidth > 0;
+
+// ---- asking --------------------------------------------------------------------------------------
+
+// One question is under way at a time; later ones only mark what is shown as stale, so the last one wins.
+async function update() {
+  if (working) return;
+  working = true;
+  try {
+    while (stale && visible()) {
+      stale = false;
+      const began = performance.now();
+      const reply = asked.slots ? asked : await server.answer_live(asked);
+      if (stale && !asked.slots) continue;
+      await show(reply);
+      root.dataset.took = Math.round(performance.now() - began);
+    }
+  } catch (error) {
+    say('error', 'This view could not be drawn. Reload the page to try again.');
+  } finally {
+    working = false;
+    drawSeen();                     // what was scrolled to meanwhile
+  }
+}
+
+async function show(reply) {
+  if (!reply) return say('error', 'The server did not answer. Change a control, or reload the page, to try again.');
+  if (reply.error) return say('notice', reply.error);
+  say('ready', '');
+  // First what is there at all, since it decides how wide the figures beside each other are.
+  for (const [slot, content] of Object.entries(reply.slots)) slots.get(slot).hidden = !content;
+  for (const [slot, content] of Object.entries(reply.slots)) {
+    const node = slots.get(slot);
+    if (node.dataset.kind === 'words') node.innerHTML = content;   // made, and escaped, by the server
+    else wanted.set(node, content);
+  }
+  // A figure takes some 20 ms to draw: those that cannot be seen wait until they can.
+  await drawSeen();
+  root.dataset.shown = Number(root.dataset.shown ?? 0) + 1;
+}
+
+function say(state, text) {
+  root.dataset.state = state;
+  message.textContent = text;
+}
+
+// ---- drawing -------------------------------------------------------------------------------------
+
+// plotly.js is 4.6 MB: fetched once per page, when the first figure is to be drawn.
+function plotly() {
+  if (window.Plotly) return Promise.resolve(window.Plotly);
+  window.qvdPlotly ??= new Promise((resolve, reject) => {
+    const script = document.createElement('script');
+    script.src = (window.gradio_config?.root ?? '') + root.dataset.script;
+    script.onload = () => resolve(window.Plotly);
+    script.onerror = () => {
+      script.remove();
+      window.qvdPlotly = undefined; // the next update tries again
+      reject(new Error('plotly.js did not load'));
+    };
+    document.head.append(script);
+  });
+  return window.qvdPlotly;
+}
+
+async function drawSeen() {
+  for (const node of wanted.keys()) {
+    const box = node.getBoundingClientRect();
+    if (node.hidden || (box.bottom > -200 && box.top < innerHeight + 200)) await draw(node);
+  }
+}
+
+async function draw(node) {
+  const figure = wanted.get(node);
+  const plot = node.querySelector('.qvd-figure-plot');
+  if (!figure) {
+    window.Plotly?.purge(plot);
+    node.dataset.state = 'empty';
+    drawn.delete(node);
+    return;
+  }
+  const text = JSON.stringify(figure);
+  if (drawn.get(node) === text) return;         // most controls change some of the figures only
+  const { data, layout } = figure;
+  if (byTouch) layout.dragmode = false;
+  node.style.setProperty('--figure-height', `${layout.height}px`);
+  plot.setAttribute('aria-label', layout.meta?.alt_text ?? '');
+  if (node.dataset.state !== 'ready') {
+    node.dataset.state = 'loading';
+    node.querySelector('.qvd-figure-message').textContent = 'Loading the figure…';
+  }
+  const Plotly = await plotly();
+  if (!visible()) {                 // hidden or removed meanwhile
+    stale = true;
+    return;
+  }
+  knownWidth = root.clientWidth;
+  const isNew = node.dataset.state !== 'ready';
+  await Plotly.react(plot, data, layout, CONFIG);
+  drawn.set(node, text);
+  if (isNew) {
+    plot.on('plotly_click', event => {
+      const { x, y } = event.points[0];
+      trigger('pick', { slot: node.dataset.slot, x, y });
+    });
+  }
+  node.dataset.state = 'ready';
+  node.dataset.drawn = Number(node.dataset.drawn ?? 0) + 1;
+}
+
+// ---- files ---------------------------------------------------------------------------------------
+
+root.addEventListener('click', async event => {
+  const button = event.target.closest('button[data-format]');
+  if (!button || !asked) return;
+  button.disabled = true;
+  const slot = button.closest('[data-slot]').dataset.slot;
+  const { slots: _, ...question } = asked;
+  const file = await server.download_live({ ...question, slot, format: button.dataset.format });
+  button.disabled = false;
+  if (!file || file.error) return;
+  const link = document.createElement('a');
+  link.href = `data:${file.type};base64,${file.data}`;
+  link.download = file.name;
+  link.click();
+});
+
+// ---- life cycle ----------------------------------------------------------------------------------
+
+window.qvdViews ??= {};
+window.qvdViews[name] = {
+  choose(control, value) {
+    chosen[control] = value;
+    if (!asked?.choices) return;
+    asked.choices[control] = value;
+    stale = true;
+    update();
+  },
+};
+
+function take() {
+  if (!props.value) return;
+  asked = structuredClone({ ...props.value });
+  if (asked.choices) Object.assign(asked.choices, chosen);
+  stale = true;
+  update();
+}
+
+// Tells of the window's and the sidebar's changes, and of a tab shown for the first time or again.
+const resizing = new ResizeObserver(() => {
+  if (!root.isConnected) return letGo();
+  if (!visible()) return;
+  if (stale) update();
+  else if (root.clientWidth !== knownWidth) {
+    knownWidth = root.clientWidth;
+    for (const plot of root.querySelectorAll('.qvd-figure[data-state="ready"] .qvd-figure-plot')) {
+      window.Plotly.Plots.resize(plot);
+    }
+  }
+});
+
+// Fires when the view is removed from the page; Gradio builds a new one if it comes back.
+const watching = new IntersectionObserver(() => {
+  if (!root.isConnected) letGo();
+});
+
+// Fires when a figure is scrolled to.
+const looking = new IntersectionObserver(() => {
+  if (!working) drawSeen();
+}, { rootMargin: '200px' });
+for (const node of slots.values()) if (node.dataset.kind === 'figure') looking.observe(node);
+
+function letGo() {
+  resizing.disconnect();
+  watching.disconnect();
+  looking.disconnect();
+  for (const plot of root.querySelectorAll('.qvd-figure-plot')) window.Plotly?.purge(plot);
+}
+
+resizing.observe(root);
+watching.observe(root);
+watch('value', take);
+take();
