@@ -5,10 +5,9 @@ turns into a recipe. The estimate is the error a layer makes in its own output (
 much as building one variant per pair of bits, and knows nothing of what the rest of the network makes of the
 error. The measurement is the error of the denoiser's prediction: the effect itself, at the price of many calls.
 
-What the network makes of an error depends on the site much more than on the bits: in the embedded model, the
-ratio of the two errors ranges over eight orders of magnitude between sites, and correlates with itself between
-pairs of bits at 0.98 (of logarithms). So `scaled_sensitivity` takes that ratio from a measurement at one
-pair, and everything else from the estimate.
+What the network makes of an error depends on the site, by many orders of magnitude, and hardly on the bits. So
+`scaled_sensitivity` takes the ratio of the two errors from a measurement at one pair of bits, and everything
+else from the estimate.
 
 Layers transformed, searched and quantized by the recipe are those that `quantize` builds with the same bits
 everywhere; a table is made from one such variant per pair of bits.

@@ -94,9 +94,9 @@ class _Tokens:
     def __init__(self, variant: Variant, statistics: Statistics, name: str, device: torch.device):
         tokens = statistics.tokens[name]
         low, high = statistics.low[name], statistics.high[name]
-        frames = statistics.token_frames.get(name)
+        frames, stride = statistics.token_frames.get(name), statistics.token_stride
         if not tokens.any():  # all of padding, as of a short prompt: the extremes stand for the rest
-            tokens, frames = torch.stack([low, high], 1)[:, :, None], None
+            tokens, frames, stride = torch.stack([low, high], 1)[:, :, None], None, 1
         rows, _, length, _ = tokens.shape
         self.exact = self.transformed = tokens.flatten(0, 2).to(device)
         self.low, self.high = low.to(device), high.to(device)
@@ -105,8 +105,7 @@ class _Tokens:
             self.low, self.high, self.transformed = (
                 transform.apply(t) for t in (self.low, self.high, self.transformed)
             )
-        # Tokens may be kept of fewer steps than extremes are, evenly spaced.
-        steps = torch.linspace(0, len(low) - 1, rows).round().long()
+        steps = torch.arange(rows) * stride
         self.step = steps.repeat_interleave(len(self.exact) // rows).to(device)
         self.frame = (
             torch.zeros_like(self.step)

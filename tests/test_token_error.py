@@ -144,3 +144,19 @@ def test_where_all_tokens_are_zero_the_extremes_stand_for_them(model, statistics
     replaced = replace(statistics, tokens=statistics.tokens | {name: x[None, :, None]})
     assert found > 0
     assert found == pytest.approx(token_errors(quantize(model, get_recipe("dynamic-w4a8")), replaced, [name])[name])
+
+
+def test_tokens_of_every_third_step_are_put_on_the_grids_of_their_steps(model, statistics):
+    from qvd_core.token_error import _Tokens
+
+    name = site_of(model, "residual_convolution")
+    low, high = (ends[name][:1] * torch.arange(1, 8)[:, None] for ends in (statistics.low, statistics.high))
+    tokens = statistics.tokens[name][:1].repeat(3, 1, 1, 1)
+    thinned = replace(statistics, low={name: low}, high={name: high}, tokens={name: tokens}, token_stride=3)
+    variant = quantize(model, get_recipe("dynamic-w4a4"))
+    found = _Tokens(variant, thinned, name, torch.device("cpu"))
+    assert found.step.tolist() == [step for step in (0, 3, 6) for _ in range(tokens.shape[1])]
+    made = found.on_grid(variant.denoiser.get_submodule(name).quantize_input).unflatten(0, (3, -1)).double().numpy()
+    for row, step in enumerate((0, 3, 6)):
+        expected = on_grid(tokens[row].flatten(0, 1).double().numpy(), low[step].min(), high[step].max(), 4, False)
+        np.testing.assert_allclose(made[row], expected, rtol=1e-5, atol=1e-6)
