@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from qvd_core.cli.options import (
     progress_bar,
     read_recipe,
 )
+from qvd_core.cost import site_costs
 from qvd_core.errors import QvdError
 from qvd_core.recipe import Recipe
 from qvd_core.storage import replacing
@@ -96,7 +98,7 @@ def allocate(options: argparse.Namespace) -> tuple[Any, str]:
         "bits": {name: list(bits) for name, bits in found.bits.items()},
         "seconds": round(sensitivity.seconds, 2),
     }
-    return result, _in_words(options, model, sensitivity, found)
+    return result, _in_words(options, model, statistics.macs, sensitivity, found)
 
 
 def _choices(options: argparse.Namespace, recipe: Recipe) -> tuple[Bits, ...]:
@@ -143,11 +145,19 @@ def _sensitivity(
     return proxy if options.measured is None else scaled_sensitivity(proxy, measured((min(choices, key=_rank),)))
 
 
-def _in_words(options: argparse.Namespace, model: VideoModel, sensitivity: Sensitivity, found: Allocation) -> str:
+def _in_words(
+    options: argparse.Namespace,
+    model: VideoModel,
+    macs: Mapping[str, int],
+    sensitivity: Sensitivity,
+    found: Allocation,
+) -> str:
     of_what = WORDS[sensitivity.kind]
+    costs = site_costs(model.sites, found.recipe, macs)
+    before = sum(cost.bytes_before for cost in costs), sum(cost.bops_before or 0 for cost in costs)
     lines = [
-        f"{found.recipe.name}: {found.bytes / 1e6:.2f} MB of weights, {(found.bops or 0) / 1e9:.4g} GBOPs per call"
-        " (computed)",
+        f"{found.recipe.name}: {found.bytes / 1e6:.2f} MB of weights and {(found.bops or 0) / 1e9:.4g} GBOPs per call,"
+        f" of {before[0] / 1e6:.2f} and {before[1] / 1e9:.4g} in fp16 (computed)",
         f"summed relative squared error of {of_what}: {found.error:.3g}; no choice within the budget is below"
         f" {found.bound:.3g}",
     ]
