@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from qvd_core.allocation import Allocation, allocate, pareto_front
     from qvd_core.calibration.calibrate import calibrate, calibration_prompts, embedded_statistics
     from qvd_core.calibration.statistics import Statistics
     from qvd_core.evaluation import evaluate
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from qvd_core.recipe import RECIPES, Recipe, get_recipe
     from qvd_core.sampling import Clip, Settings, StepInfo, default_settings, generate
     from qvd_core.scores import Scores, compare
+    from qvd_core.sensitivity import Sensitivity, measured_sensitivity, proxy_sensitivity, scaled_sensitivity
     from qvd_core.table import tabulate
     from qvd_core.variant import Variant, quantize
 
@@ -54,22 +56,32 @@ _HOMES = {
     "compare": "scores",
     "Scores": "scores",
     "evaluate": "evaluation",
+    "Sensitivity": "sensitivity",
+    "proxy_sensitivity": "sensitivity",
+    "measured_sensitivity": "sensitivity",
+    "scaled_sensitivity": "sensitivity",
+    "allocate": "allocation",
+    "pareto_front": "allocation",
+    "Allocation": "allocation",
     "tabulate": "table",
 }
 
 __all__ = [
     "CATALOG",
     "RECIPES",
+    "Allocation",
     "Clip",
     "ModelSpec",
     "Override",
     "Recipe",
     "Scores",
+    "Sensitivity",
     "Settings",
     "Statistics",
     "StepInfo",
     "Variant",
     "VideoModel",
+    "allocate",
     "calibrate",
     "calibration_prompts",
     "compare",
@@ -79,7 +91,11 @@ __all__ = [
     "generate",
     "get_recipe",
     "load",
+    "measured_sensitivity",
+    "pareto_front",
+    "proxy_sensitivity",
     "quantize",
+    "scaled_sensitivity",
     "tabulate",
 ]
 

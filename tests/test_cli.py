@@ -13,16 +13,18 @@ import imageio.v2 as imageio
 import pytest
 
 from qvd_core import __version__
+from qvd_core.allocation import allocate as library_allocate
 from qvd_core.calibration.statistics import Statistics
 from qvd_core.cli import main
 from qvd_core.models.catalog import CATALOG
 from qvd_core.recipe import RECIPES, Recipe, get_recipe
 from qvd_core.sampling import generate
 from qvd_core.scores import compare
+from qvd_core.sensitivity import proxy_sensitivity
 from qvd_core.variant import quantize
 
 CAPTION = "a red circle moving left on a striped gray background"
-COMMANDS = ("models", "generate", "calibrate", "compare", "errors", "evaluate", "benchmark")
+COMMANDS = ("models", "generate", "calibrate", "compare", "errors", "allocate", "evaluate", "benchmark")
 
 
 @pytest.fixture
@@ -217,6 +219,49 @@ def test_errors(clip, capsys, model):
     assert "temporal_attention" in capsys.readouterr().out
 
 
+@pytest.fixture
+def allocate(tiny, statistics_file, model) -> list[str]:
+    """With two thirds of what fp16 weights take."""
+    megabytes = sum(site.parameters for site in model.sites) * 2 / 3 / 1e6
+    return ["allocate", *tiny, "--statistics", str(statistics_file), "--max-mb", str(megabytes)]
+
+
+def test_allocate(allocate, clip, model, statistics, statistics_file, tmp_path, capsys):
+    out = tmp_path / "mine.json"
+    assert main([*allocate, "--out", str(out), "--json"]) == 0
+    result = strict_json(capsys.readouterr().out)
+    choices = (*((bits, 8) for bits in (3, 4, 5, 6, 8)), (None, None))
+    sensitivity = proxy_sensitivity(model, get_recipe("minmax-w8a8"), statistics, choices)
+    expected = library_allocate(model.sites, sensitivity, statistics.macs, max_bytes=float(allocate[-1]) * 1e6, steps=2)
+    assert Recipe.from_dict(result["recipe"]) == expected.recipe
+    assert Recipe.from_dict(strict_json(out.read_text())) == expected.recipe
+    assert {name: tuple(bits) for name, bits in result["bits"].items()} == expected.bits
+    assert [result[n] for n in ("kind", "error", "bound", "bytes", "bops")] == [
+        "proxy",
+        *(getattr(expected, n) for n in ("error", "bound", "bytes", "bops")),
+    ]
+    options = ["--recipe", str(out), "--statistics", str(statistics_file), "--out", str(tmp_path / "comparison")]
+    assert main(["compare", *clip, *options]) == 0
+    assert capsys.readouterr().out.startswith(f"{expected.recipe.name} against full precision: PSNR")
+
+
+def test_allocate_says_what_the_least_is(allocate, capsys):
+    assert main([*allocate[:-1], "0.001"]) == 1
+    assert re.search(r"error: 0.001 MB cannot be reached .* the least is 0.\d+ MB", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("measured", "words"), [("once", "from a measurement"), ("all", "prediction, measured")])
+def test_allocate_by_measuring(allocate, measured, words, tmp_path, capsys):
+    out = tmp_path / "mine.json"
+    options = ["--bits", "w4a4,w8a8,w8afloat", "--max-gbops", "1000", "--frames", "4", "--steps", "2", "--calls", "1"]
+    assert main([*allocate, *options, "--measured", measured, "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert words in text
+    assert "  temporal_attention " in text
+    assert re.search(r"\d+ × w\da\d", text)
+    assert text.endswith(f"pass it as --recipe {out}\n")
+
+
 @pytest.mark.slow
 def test_two_processes_make_the_table_of_one(tiny_folder, statistics_file, tmp_path):
     options = ["evaluate", "--model", str(tiny_folder), "--device", "cpu", "--clips", "3", "--steps", "1"]
@@ -262,6 +307,12 @@ REFUSED = {
     "calibrate-count": (["calibrate", "--count", "-1"], "--count -1 is out of range; choose 1 or more"),
     "no-clips": (["evaluate", "--clips", "0"], "--clips 0 is out of range; choose 1 to 10000"),
     "too-many-clips": (["evaluate", "--clips", "10001"], "--clips 10001 is out of range"),
+    "no-budget": (["allocate"], "There is no budget"),
+    "negative-budget": (["allocate", "--max-mb", "-3"], "A budget of -3.000 MB is out of range"),
+    "budget-nan": (["allocate", "--max-gbops", "nan"], "A budget of nan GBOPs"),
+    "unknown-bits": (["allocate", "--max-mb", "1", "--bits", "w4a8,8"], "'8' is neither bits, such as w4a8"),
+    "bits-out-of-range": (["allocate", "--max-mb", "1", "--bits", "w9a8"], "weight bits = 9 is out of range"),
+    "allocate-out": (["allocate", "--max-mb", "1", "--out", "recipe.txt"], "--out recipe.txt is no .json file"),
     "evaluate-unknown-recipe": (["evaluate", "--recipes", "minmax-w8a8,best"], "Unknown recipe 'best'"),
 }
 

@@ -1,0 +1,184 @@
+"""What the commands do: each gives its result, JSON-ready, and the same in words."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from qvd_core.cli.options import (
+    advance,
+    clip_settings,
+    find_statistics,
+    load_model,
+    progress_bar,
+    read_recipe,
+    read_recipes,
+    run_calibration,
+)
+from qvd_core.errors import QvdError
+from qvd_core.recipe import RECIPES
+from qvd_core.storage import storage_errors
+
+MOST_CLIPS = 10_000
+
+
+def models(options: argparse.Namespace) -> tuple[Any, str]:
+    from qvd_core.models.catalog import CATALOG
+
+    result = {
+        "models": [asdict(s) for s in CATALOG.values()],
+        "recipes": [r.to_dict() for r in RECIPES.values()],
+    }
+    lines = ["models:"] + [f"  {s.name:<20} {s.title}" for s in CATALOG.values()]
+    lines += ["recipes:"] + [f"  {name}" for name in RECIPES]
+    return result, "\n".join(lines)
+
+
+def generate(options: argparse.Namespace) -> tuple[Any, str]:
+    from qvd_core.sampling import check_settings, generate
+    from qvd_core.variant import quantize
+    from qvd_core.video import write_video
+
+    recipe = read_recipe(options.recipe) if options.recipe else None
+    model = load_model(options)
+    settings = clip_settings(options, model)
+    check_settings(model, settings)
+    source: Any = model
+    if recipe is not None:
+        source = quantize(model, recipe, find_statistics(options, model, recipe.needs_statistics))
+    with progress_bar(settings.steps, "sampling") as bar:
+        clip = generate(source, settings, lambda _: advance(bar))
+    write_video(clip.frames, options.out, model.spec.fps)
+    result = {"video": str(options.out), "seconds": round(clip.seconds, 2), "settings": asdict(settings)}
+    return result, f"{options.out}: {settings.frames} frames in {clip.seconds:.1f} s (measured)"
+
+
+def calibrate(options: argparse.Namespace) -> tuple[Any, str]:
+    from qvd_core.calibration.calibrate import calibration_prompts
+
+    if options.count < 1:
+        raise QvdError(f"--count {options.count} is out of range; choose 1 or more.")
+    model = load_model(options)
+    prompts = options.prompt or calibration_prompts(model, options.count)
+    statistics = run_calibration(model, prompts, options, options.steps, options.seed)
+    statistics.save(options.out)
+    size = options.out.stat().st_size
+    result = {
+        "statistics": str(options.out),
+        "bytes": size,
+        "sites": len(statistics.low),
+        "run": asdict(statistics.run),
+    }
+    return (
+        result,
+        f"{options.out}: ranges of {len(statistics.low)} sites over {statistics.run.steps} steps, {size:,} bytes",
+    )
+
+
+def compare(options: argparse.Namespace) -> tuple[Any, str]:
+    from qvd_core.report import comparison_report, write_comparison
+    from qvd_core.sampling import check_settings, generate
+    from qvd_core.scores import compare
+    from qvd_core.variant import quantize
+
+    recipe = read_recipe(options.recipe)
+    model = load_model(options)
+    settings = clip_settings(options, model)
+    check_settings(model, settings)
+    variant = quantize(model, recipe, find_statistics(options, model, recipe.needs_statistics))
+    with storage_errors(options.out):  # before the work, not after it
+        options.out.mkdir(parents=True, exist_ok=True)
+    with progress_bar(2 * settings.steps, "sampling both") as bar:
+        reference = generate(model, settings, lambda _: advance(bar))
+        quantized = generate(variant, settings, lambda _: advance(bar))
+    scores = compare(reference, quantized)
+    write_comparison(options.out, variant, reference, quantized, scores)
+    psnr = "identical" if scores.psnr_db == float("inf") else f"PSNR {scores.psnr_db:.2f} dB"
+    text = f"{recipe.name} against full precision: {psnr}, SSIM {scores.ssim:.4f} (simulated). See {options.out}/"
+    return comparison_report(variant, reference, quantized, scores), text
+
+
+def errors(options: argparse.Namespace) -> tuple[Any, str]:
+    from qvd_core.site_error import site_errors
+    from qvd_core.variant import quantize
+
+    recipe = read_recipe(options.recipe)
+    model = load_model(options)
+    settings = clip_settings(options, model)
+    variant = quantize(model, recipe, find_statistics(options, model, recipe.needs_statistics))
+    roles = {site.name: site.role for site in model.sites}
+    by_site = {name: error.tolist() for name, error in site_errors(variant, settings).items()}
+    means = {name: sum(values) / len(values) for name, values in by_site.items()}
+    by_role: dict[str, list[float]] = {}
+    for name, mean in means.items():
+        by_role.setdefault(roles[name], []).append(mean)
+    lines = [f"{recipe.name}: relative squared error of a layer's output, mean over steps (simulated)"]
+    lines += [f"  {role:<26} {sum(v) / len(v):.2e} ({len(v)} layers)" for role, v in by_role.items()]
+    lines += ["largest:", *(f"  {means[n]:.2e} {n}" for n in sorted(means, key=lambda n: -means[n])[:10])]
+    return {"recipe": recipe.to_dict(), "by_site": by_site}, "\n".join(lines)
+
+
+def evaluate(options: argparse.Namespace) -> tuple[Any, str]:
+    from qvd_core.evaluation import evaluate, evaluate_together, other_processes, unavailable
+    from qvd_core.report import describe, versions
+    from qvd_core.shapeworld.scene import held_out_captions
+    from qvd_core.table import as_markdown, tabulate, with_costs, write_table
+
+    recipes = read_recipes(options.recipes)
+    if not 1 <= options.clips <= MOST_CLIPS:
+        raise QvdError(f"--clips {options.clips} is out of range; choose 1 to {MOST_CLIPS}.")
+    processes = other_processes(options.device)
+    model = load_model(options)
+    needed = any(recipe.needs_statistics for recipe in recipes)
+    statistics = find_statistics(options, model, needed) if needed else None
+    choices: dict[str, Any] = {
+        "statistics": statistics,
+        "seed": options.seed,
+        "steps": options.steps,
+        "networks": options.networks,
+        "noise_floor": bool(recipes),
+        "cache": options.cache or (options.out and options.out.with_suffix(".clips")),
+    }
+    prompts = held_out_captions(options.clips)
+    clips = options.clips * (1 + (1 + len(recipes) if recipes else 0))
+    with progress_bar(clips if processes is None else -(-clips // processes.num_processes), "clips") as bar:
+        choices["on_result"] = lambda _: advance(bar)
+        if processes is None:
+            results = evaluate(model, recipes, prompts, **choices)
+        else:
+            results = evaluate_together(processes, model, recipes, prompts, **choices)
+    if processes is not None and not processes.is_main_process:
+        return None, ""
+    rows = with_costs(tabulate(results), model, recipes, statistics)
+    missing = unavailable() if options.networks else {}
+    report = {
+        "arithmetic": "simulated: integer codes, computed with in floating point; no speed claim",
+        "rows": [asdict(row) for row in rows],
+        "unavailable": missing,
+        "recipes": [recipe.to_dict() for recipe in recipes],
+        "calibration": None if statistics is None else asdict(statistics.run),
+        "model": describe(model),
+        "versions": versions(),
+    }
+    if options.out:
+        write_table(rows, report, options.out)
+    return report, as_markdown(rows) + "".join(f"\nNo {name}: {reason}" for name, reason in missing.items())
+
+
+def benchmark(options: argparse.Namespace) -> tuple[Any, str]:
+    from qvd_core.benchmark import benchmark_calibration
+
+    for name in ("prompts", "repeats"):
+        if getattr(options, name) < 1:
+            raise QvdError(f"--{name} {getattr(options, name)} is out of range; choose 1 or more.")
+    result = benchmark_calibration(
+        load_model(options),
+        prompts=options.prompts,
+        repeats=options.repeats,
+        compiled=not options.no_compile,
+        on_stage=lambda stage: print(stage, file=sys.stderr),
+    )
+    ratios = [f"{name}: {value:.3f}" for name, value in result.items() if name.startswith("ratio") and value]
+    return result, "\n".join([f"measured on {result['device']}", *ratios])
