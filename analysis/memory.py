@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -20,14 +21,27 @@ def remembered(function: Callable[Arguments, Result]) -> Callable[Arguments, Res
     result must not refer to it. All arguments are positional and hashable.
     """
     memory: WeakKeyDictionary[Any, dict[tuple[Any, ...], Any]] = WeakKeyDictionary()
+    lock = threading.Lock()  # of the memory
+    computing = threading.Lock()  # so that two who ask for the same wait for one computation
+
+    def recall(owner: Any, rest: tuple[Any, ...]) -> tuple[Any, ...]:
+        with lock:
+            results = memory.setdefault(owner, {})
+            return (results[rest],) if rest in results else ()
 
     @functools.wraps(function)
     def wrapper(owner: Any, *rest: Any) -> Any:
-        results = memory.setdefault(owner, {})
-        if rest not in results:
-            if len(results) >= MOST:
-                results.pop(next(iter(results)), None)  # the oldest
-            results[rest] = function(owner, *rest)  # type: ignore[call-arg]
-        return results[rest]
+        for known in recall(owner, rest):
+            return known
+        with computing:
+            for known in recall(owner, rest):
+                return known
+            made = function(owner, *rest)  # type: ignore[call-arg]
+            with lock:
+                results = memory[owner]
+                if len(results) >= MOST:
+                    results.pop(next(iter(results)))  # the oldest
+                results[rest] = made
+            return made
 
     return cast(Callable[Arguments, Result], wrapper)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 import dataclasses
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,20 +108,17 @@ def front_table(
     )
 
 
-def bits_by_role(sites: Sequence[Site], allocation: Allocation) -> list[tuple[str, str, int]]:
-    """(role, bits, layers) of an allocation: how many layers of a role got which bits, roles by their size."""
-    counts: dict[str, dict[Bits, int]] = {}
-    parameters: dict[str, int] = {}
+def bits_by_role(sites: Sequence[Site], allocation: Allocation) -> list[tuple[str, str]]:
+    """(role, "w8a8 (41), w6a8 (1)"): how many layers of a role got which bits, the largest role first."""
+    counts: dict[str, Counter[Bits]] = {}
+    parameters: Counter[str] = Counter()
     for site in sites:
-        own = counts.setdefault(site.role, {})
-        bits = allocation.bits[site.name]
-        own[bits] = own.get(bits, 0) + 1
-        parameters[site.role] = parameters.get(site.role, 0) + site.parameters
-    rows = []
-    for role in sorted(counts, key=lambda role: -parameters[role]):
-        for bits, count in sorted(counts[role].items(), key=lambda item: tuple(b or 99 for b in item[0])):
-            rows.append((role, bits_in_words(bits), count))
-    return rows
+        counts.setdefault(site.role, Counter())[allocation.bits[site.name]] += 1
+        parameters[site.role] += site.parameters
+    return [
+        (role, ", ".join(f"{bits_in_words(bits)} ({count})" for bits, count in counts[role].most_common()))
+        for role, _ in parameters.most_common()
+    ]
 
 
 def bits_in_words(bits: Bits) -> str:

@@ -50,9 +50,7 @@ def parts(model: VideoModel, recipe: Recipe) -> dict[str, Recipe]:
             overrides=(*(dataclasses.replace(o, weight_bits=None) for o in recipe.overrides), *exempt),
             temporal=None,
         )
-    timed = any(
-        recipe.formats(site.name, site.role) != (None, None) for site in model.sites if site.role in TIME_PATH
-    )
+    timed = any(recipe.formats(site.name, site.role) != (None, None) for site in model.sites if site.role in TIME_PATH)
     if timed:
         found["time path"] = dataclasses.replace(
             recipe,

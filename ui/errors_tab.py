@@ -53,8 +53,8 @@ def errors_tab(registry: Registry, runs: Runs, model_name: gr.State, recipe: gr.
     gr.HTML(
         panels.note(
             "Which layers make it? Every quantized layer is given what its full-precision original receives, so errors"
-            " of earlier layers do not enter; |y′ − y|² / |y|² of its output, by layer and step. Click the map to change"
-            " what the recipe does to a layer."
+            " of earlier layers do not enter; |y′ − y|² / |y|² of its output, by layer and step. Click the map to"
+            " change what the recipe does to a layer."
         )
     )
     slots = words_slot("sentence") + figure_slot("map", 420) + words_slot("worst")

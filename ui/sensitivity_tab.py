@@ -9,21 +9,24 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+import numpy as np
 
 from analysis.memory import remembered
-from qvd_core.errors import RecipeError
+from qvd_core.cost import site_costs
+from qvd_core.errors import CalibrationError
 from qvd_core.models.catalog import CATALOG
 from qvd_core.recipe import RECIPES, Recipe
 from ui import panels
 from ui.comparison_run import Progress, prepared
 from ui.errors import shown
-from ui.live_view import LiveView, Shown, beside, figure_slot, finding, one_of, words_slot
+from ui.live_view import LiveView, Shown, beside, figure_slot, finding, one_of, whole_number, words_slot
 from ui.long_run import Report, long_run
 from ui.registry import Registry
 from ui.running import Runs
 from ui.site_actions import layer_menu, site_actions
 
 if TYPE_CHECKING:
+    from analysis.sensitivity import FrontTable
     from qvd_core.allocation import Allocation
     from qvd_core.calibration.statistics import Statistics
     from qvd_core.models.loader import VideoModel
@@ -33,15 +36,15 @@ DEFAULT = CATALOG["animatediff-mini"]
 COSTS = [("size of weights", "bytes"), ("bit operations", "bops")]
 WIDTHS = {"w8a8": (8, 8), "w6a6": (6, 6), "w4a8": (4, 8), "w4a6": (4, 6), "w4a4": (4, 4)}
 MEASURED_CALLS = 2
+FRONT_POINTS = 101
+SOURCES = {"proxy": "estimated from statistics", "scaled": "estimated, and scaled by the measurement"}
 
 
 def sensitivity_tab(registry: Registry, runs: Runs, model_name: gr.State, recipe: gr.State, tab: gr.Tab) -> None:
     """Build the tab; it follows both states."""
     with gr.Row():
         cost = gr.Radio(COSTS, value="bytes", label="Budget of", min_width=220, elem_id="sensitivity-cost")
-        budget = gr.Slider(
-            0, 1, 0.4, step=0.01, label="Budget: 0 the cheapest, 1 the dearest choice", elem_id="sensitivity-budget"
-        )
+        budget = gr.Slider(5, 100, 40, step=1, label="At most this share of fp16, in %", elem_id="sensitivity-budget")
         bits = gr.Radio(list(WIDTHS), value="w4a8", label="Layers shown at", min_width=260, elem_id="sensitivity-bits")
     controls = {"cost": cost, "budget": budget, "bits": bits}
     slots = words_slot("sentence") + words_slot("cards") + beside(figure_slot("front"), figure_slot("layers"))
@@ -69,10 +72,10 @@ def sensitivity_tab(registry: Registry, runs: Runs, model_name: gr.State, recipe
     )
 
     @shown
-    def use(name: str, current: Recipe, kind: str, share: float) -> Recipe:
+    def use(name: str, current: Recipe, kind: str, percent: float) -> Recipe:
         model = registry.model(name)
         sensitivity = _sensitivity(registry, model, _base(current))
-        return _within(model, registry.statistics(model), sensitivity, kind, share).recipe
+        return _within(model, _calibrated(registry, model), sensitivity, kind, percent)[1].recipe
 
     def picked(event: gr.EventData) -> Any:
         return event.name if getattr(event, "name", None) else gr.skip()
@@ -88,41 +91,41 @@ def _base(recipe: Recipe) -> Recipe:
     return RECIPES.get(recipe.name.partition("+")[0], recipe)
 
 
-def _answer(registry: Registry, model: VideoModel, recipe: Recipe, choices: dict[str, Any]) -> Mapping[str, Shown | str]:
+def _answer(
+    registry: Registry, model: VideoModel, recipe: Recipe, choices: dict[str, Any]
+) -> Mapping[str, Shown | str]:
     from analysis.architecture import in_words
     from analysis.figures import sensitivity as figures
     from analysis.sensitivity import bits_by_role, sensitivity_table
 
     kind = one_of(choices, "cost", [value for _, value in COSTS])
     width = WIDTHS[one_of(choices, "bits", WIDTHS)]
-    share = choices.get("budget")
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-        raise RecipeError(f"budget = {share!r} is out of range; choose a share from 0 to 1.")
+    percent = whole_number(choices, "budget", 5, 100)
     base = _base(recipe)
-    statistics = registry.statistics(model)
+    statistics = _calibrated(registry, model)
     sensitivity = _sensitivity(registry, model, base)
-    found = _within(model, statistics, sensitivity, kind, share)
-    front = _front(model, statistics, sensitivity, kind).showing(found)
+    front, found = _within(model, statistics, sensitivity, kind, percent)
     proxy = _proxy(model, statistics, base)
     layers = sensitivity_table(model.sites, width, proxy, registry.measured(model, base))
-    rows = [(role.replace("_", " "), bits, str(count)) for role, bits, count in bits_by_role(model.sites, found)]
+    whole = _cost_in_fp16(model, statistics, kind)
+    rows = [(role.replace("_", " "), bits) for role, bits in bits_by_role(model.sites, found)]
     bops = "unknown" if found.bops is None else in_words(found.bops)
     return {
-        "sentence": finding(
-            f"Of all ways to give each layer of {base.name} one of {len(_choices())} pairs of bits, this has the least"
-            f" summed error ({'measured' if sensitivity.kind != 'proxy' else 'estimated'}) within the budget:"
-            f" {in_words(found.bytes, 'B')} of weights, {bops} bit operations per call."
-        ),
+        "sentence": finding(f"{_promise(front, found, base, percent, whole)} Errors are {SOURCES[sensitivity.kind]}."),
         "cards": panels.cards(
             [
                 ("Weights, computed", in_words(found.bytes, "B"), "codes, scales and what stays in floating point"),
                 ("Bit operations", bops, "of one denoiser call, computed"),
-                ("Summed error", f"{found.error:.2e}", f"predicted; no choice within the budget is below {found.bound:.2e}"),
+                (
+                    "Summed error",
+                    f"{found.error:.2e}",
+                    "predicted: the sum of what layers cost alone",
+                ),
             ]
         ),
         "front": Shown(figures.front(front), front),
         "layers": Shown(figures.layers(layers), layers),
-        "roles": panels.table(("Role", "Bits", "Layers"), rows),
+        "roles": panels.table(("Role", "Bits (layers)"), rows),
         "source": panels.note(
             "Errors of single layers are taken to add up (as in HAWQ-V2 and HAWQ-V3), which holds while they are small:"
             " compare the result with its rivals in the Compare tab. Exceptions of the recipe's method are kept, your"
@@ -131,25 +134,37 @@ def _answer(registry: Registry, model: VideoModel, recipe: Recipe, choices: dict
     }
 
 
-def _choices() -> Any:
-    from qvd_core.sensitivity import CHOICES
+def _promise(front: FrontTable, found: Allocation, base: Recipe, percent: int, whole: float) -> str:
+    from analysis.architecture import in_words
 
-    return CHOICES
+    share = front.chosen_cost / whole
+    cost = in_words(front.chosen_cost, "B of weights" if front.cost == "bytes" else "bit operations per call")
+    if share > percent / 100:
+        return (
+            f"At most {percent} % of fp16 cannot be reached: shown is the cheapest way to give each layer of {base.name}"
+            f" its bits, {cost}, {share:.0%} of fp16."
+        )
+    return (
+        f"Within {percent} % of fp16, these are the bits of each layer of {base.name} whose summed error is least:"
+        f" {cost}, {share:.0%} of fp16."
+    )
 
 
 def _sensitivity(registry: Registry, model: VideoModel, base: Recipe) -> Sensitivity:
     """The estimate, scaled by a measurement once there is one."""
-    from qvd_core.errors import CalibrationError
+    measured = registry.measured(model, base)
+    proxy = _proxy(model, _calibrated(registry, model), base)
+    return proxy if measured is None else _scaled(proxy, measured)
 
+
+def _calibrated(registry: Registry, model: VideoModel) -> Statistics:
     statistics = registry.statistics(model)
     if statistics is None:
         raise CalibrationError(
             f"{model.spec.name} has not been calibrated. Generate once in the Compare tab with a recipe of static"
             " ranges, such as minmax-w8a8: it calibrates first. Then come back here."
         )
-    measured = registry.measured(model, base)
-    proxy = _proxy(model, statistics, base)
-    return proxy if measured is None else _scaled(proxy, measured)
+    return statistics
 
 
 @remembered
@@ -167,26 +182,31 @@ def _scaled(proxy: Sensitivity, measured: Sensitivity) -> Sensitivity:
 
 
 def _within(
-    model: VideoModel, statistics: Statistics | None, sensitivity: Sensitivity, kind: str, share: float
-) -> Allocation:
-    """The best recipe whose cost is `share` of the way from the cheapest to the dearest."""
-    from qvd_core.allocation import allocate
+    model: VideoModel, statistics: Statistics, sensitivity: Sensitivity, kind: str, percent: float
+) -> tuple[FrontTable, Allocation]:
+    """The front, and the dearest recipe on it that costs at most this share of fp16; the cheapest if none does."""
+    table, front = _front(model, statistics, sensitivity, kind)
+    budget = percent / 100 * _cost_in_fp16(model, statistics, kind)
+    affordable = max(0, int(np.searchsorted(table.costs, budget, side="right")) - 1)
+    return table.showing(front[affordable]), front[affordable]
 
-    front = _front(model, statistics, sensitivity, kind)
-    budget = float(front.costs[0] + share * (front.costs[-1] - front.costs[0]))
-    limits = {"max_bytes" if kind == "bytes" else "max_bops": budget * (1 + 1e-9)}
-    macs = None if statistics is None else statistics.macs
-    return allocate(model.sites, sensitivity, macs, **limits, steps=model.spec.steps)
+
+def _cost_in_fp16(model: VideoModel, statistics: Statistics, kind: str) -> float:
+    costs = site_costs(model.sites, Recipe("fp16", None, None), statistics.macs, model.spec.steps)
+    return sum(cost.bytes_before if kind == "bytes" else cost.bops_before or 0 for cost in costs)
 
 
 @remembered
-def _front(model: VideoModel, statistics: Statistics | None, sensitivity: Sensitivity, kind: str) -> Any:
+def _front(
+    model: VideoModel, statistics: Statistics, sensitivity: Sensitivity, kind: str
+) -> tuple[FrontTable, list[Allocation]]:
     from analysis.sensitivity import front_table
     from qvd_core.allocation import pareto_front
 
-    macs = None if statistics is None else statistics.macs
-    front = pareto_front(model.sites, sensitivity, macs, cost=kind, steps=model.spec.steps)
-    return front_table(front, front[-1], kind)
+    front = pareto_front(
+        model.sites, sensitivity, statistics.macs, cost=kind, points=FRONT_POINTS, steps=model.spec.steps
+    )
+    return front_table(front, front[-1], kind), front
 
 
 def _measure(registry: Registry, report: Report, name: str, recipe: Recipe, bits: str, count: int) -> int:

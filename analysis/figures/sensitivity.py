@@ -17,12 +17,12 @@ def layers(table: SensitivityTable) -> Drawing:
     bits = bits_in_words(table.bits)
     if known.any():
         x, y = table.estimated, table.measured
-        x_title = f"estimated: error of the layer's own output at {bits} (log axis)"
-        y_title = "measured: error of the prediction (log axis)"
+        x_title = f"estimated error of its output at {bits} (log axis)"
+        y_title = "measured error of the prediction (log axis)"
     else:
         known = table.estimated > 0
         x, y = np.arange(len(table.sites)), table.estimated
-        x_title, y_title = "layer, in the model's order", f"estimated error of the layer's output at {bits} (log axis)"
+        x_title, y_title = "layer, in the model's order", f"estimated error at {bits} (log axis)"
     marks = []
     for kind, color in [*COLORS.items(), ("others", REST)]:
         own = known & np.array([_kind(role) == kind for role in table.roles])

@@ -36,7 +36,13 @@ async function update() {
     while (stale && visible()) {
       stale = false;
       const began = performance.now();
+      const patience = setTimeout(() => {
+        root.dataset.waiting = '';
+        if (root.dataset.state !== 'ready') say('notice', 'Computing; the first answer can take some seconds…');
+      }, 600);
       const reply = asked.slots ? asked : await server.answer_live(asked);
+      clearTimeout(patience);
+      delete root.dataset.waiting;
       if (stale && !asked.slots) continue;
       await show(reply);
       root.dataset.took = Math.round(performance.now() - began);
