@@ -141,8 +141,8 @@ def _promise(front: FrontTable, found: Allocation, base: Recipe, percent: int, w
     cost = in_words(front.chosen_cost, "B of weights" if front.cost == "bytes" else "bit operations per call")
     if share > percent / 100:
         return (
-            f"At most {percent} % of fp16 cannot be reached: shown is the cheapest way to give each layer of {base.name}"
-            f" its bits, {cost}, {share:.0%} of fp16."
+            f"At most {percent} % of fp16 cannot be reached: shown is the cheapest way to give each layer of"
+            f" {base.name} its bits, {cost}, {share:.0%} of fp16."
         )
     return (
         f"Within {percent} % of fp16, these are the bits of each layer of {base.name} whose summed error is least:"
