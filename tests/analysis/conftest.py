@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analysis.drawing import Drawing
 from qvd_core.calibration.statistics import Statistics
 from qvd_core.models.loader import VideoModel
 
@@ -61,3 +62,11 @@ def raw(model: VideoModel, statistics: Statistics) -> RawInputs:
             by_frame = [x.unflatten(0, (-1, frames)).movedim(1, 0) for x in inputs]
             framed[site.name] = [x.flatten(1, -2).numpy() for x in by_frame]
     return RawInputs(rows, framed)
+
+
+@pytest.fixture(scope="session")
+def drawings(model: VideoModel) -> dict[str, Drawing]:
+    """One drawing of every kind, by its name in `tables.DRAWINGS`."""
+    from tests.analysis.tables import DRAWINGS
+
+    return {name: draw(model) for name, draw in DRAWINGS.items()}
