@@ -26,7 +26,8 @@ def test_files_the_readme_names_exist():
     folder = Path()
     for line in listing.strip().splitlines():
         indented = line.startswith(" ")
-        names = re.findall(r"[\w/]+\.py|[\w]+/", line)
+        leading = re.match(r"\s*((?:\w+(?:\.py|/)\s*)*)", line)
+        names = leading[1].split() if leading else []
         if not indented and names:
             folder = Path(names[0]) if names[0].endswith("/") else Path()
         for name in names:
