@@ -222,7 +222,7 @@ class Override:
 
 def matches(pattern: str, site_name: str, role: str) -> bool:
     """Whether `pattern`, a role or a pattern of module paths ("up_blocks.2.*"), means this site."""
-    return pattern == role or fnmatchcase(site_name, pattern)
+    return pattern in (role, site_name) or fnmatchcase(site_name, pattern)
 
 
 def _check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 ROLE = "temporal_attention"
 """Shown first if the model has it: where QVD integrates channel ranges."""
 
+ABOUT = (
+    "All channels of a layer's input share one grid of codes, as wide as the widest of them: a narrow or off-centre"
+    " channel meets few codes (low coverage) and loses detail. SCRI, QVD's remedy, shifts every channel to a common"
+    " centre and shrinks the widest; the layer's weights undo both exactly, so full precision is unchanged and only"
+    " rounding gains."
+)
 METRICS = [
     ("mean coverage", "coverage"),
     ("channel disparity", "disparity"),
@@ -45,6 +51,7 @@ STAGES = ["as it is", "shifted", "shifted and scaled"]
 
 def channels_tab(registry: Registry, model_name: gr.State, recipe: gr.State, tab: gr.Tab) -> None:
     """Build the tab inside `tab`; it follows both states, and looks for new statistics whenever it is opened."""
+    gr.HTML(panels.note(ABOUT))
     metric = gr.Radio(METRICS, value="coverage", label="Map of all layers", elem_id="map-metric")
     overview = LiveView(
         registry, "map-view", words_slot("sentence") + figure_slot("map", 420), lambda *asked: _map(registry, *asked)

@@ -19,6 +19,7 @@ from ui.comparator import comparator, comparison_payload, preview_payload
 from ui.comparison_run import Progress, Request, Result, run_comparison
 from ui.downloads import Downloads
 from ui.errors import shown
+from ui.live_view import LiveView, Shown, figure_slot
 from ui.registry import Registry
 from ui.running import Runs
 
@@ -51,6 +52,7 @@ def compare_tab(registry: Registry, runs: Runs, downloads: Downloads, model_name
     status = gr.HTML(elem_id="compare-status", elem_classes="qvd-flush")
     panel = comparator(elem_id="compare-panel")
     scores = gr.HTML(elem_id="compare-scores", elem_classes="qvd-flush")
+    growth = LiveView(registry, "latents-view", figure_slot("latents", 300))
     with gr.Row(visible=False) as files:
         links = [
             gr.DownloadButton("Full precision (mp4)", size="sm"),
@@ -115,6 +117,7 @@ def compare_tab(registry: Registry, runs: Runs, downloads: Downloads, model_name
             last: payload,
             status: panels.note(_timing(result)),
             scores: panels.note(_caption(result)) + _score_cards(result),
+            growth.component: growth.showing({"latents": _latent_error(result)}),
             files: gr.update(visible=False),
             start: idle[0],
             stop: idle[1],
@@ -146,7 +149,7 @@ def compare_tab(registry: Registry, runs: Runs, downloads: Downloads, model_name
     start.click(press, inputs, [wanted, status, start, stop], queue=False, **quiet).then(
         run,
         [wanted, last],
-        [panel, last, status, scores, start, stop, files, *links],
+        [panel, last, status, scores, growth.component, start, stop, files, *links],
         concurrency_id="model",
         concurrency_limit=1,
         # A run still writing its files must not swallow the next press, whose buttons would stay disabled.
@@ -171,6 +174,18 @@ def _payload(result: Result) -> dict[str, Any]:
         psnr_by_frame=result.scores.psnr_by_frame,
         ssim_by_frame=result.scores.ssim_by_frame,
     )
+
+
+def _latent_error(result: Result) -> Shown:
+    """How far the latents are apart after each step."""
+    import numpy as np
+
+    from analysis.errors import ErrorGrowth
+    from analysis.figures.errors import error_growth
+
+    name, errors = result.variant.recipe.name, result.scores.latent_error
+    table = ErrorGrowth(name, (name,), np.array([errors], dtype=np.float32))
+    return Shown(error_growth(table), table)
 
 
 def _caption(result: Result) -> str:

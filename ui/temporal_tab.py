@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 
 MOST_STEPS = 100
 DEFAULT_STEPS = CATALOG["animatediff-mini"].steps
+ABOUT = (
+    "Temporal features tell the layers which denoising step it is. A few of their values are far larger than all"
+    " others, so a uniform grid that spans them rounds many others to zero, and steps begin to look alike. HTDQ, QVD's remedy,"
+    " uses a logarithmic grid (HiDi-TQ), fine near zero and coarse far from it. Its relaxation coefficient α says how"
+    " fine; the one with the least K is taken, which weighs the rounding error against how well steps can still be told"
+    " apart (TDScore)."
+)
 FORMS = [
     ("H1: α multiplies the logarithm", "H1"),
     ("H2: α inside the logarithm", "H2"),
@@ -40,6 +47,7 @@ FORMS = [
 
 def temporal_tab(registry: Registry, model_name: gr.State, recipe: gr.State) -> None:
     """Build the tab; it follows the model, and its controls follow the recipe."""
+    gr.HTML(panels.note(ABOUT))
     with gr.Row():
         steps = gr.Slider(2, MOST_STEPS, DEFAULT_STEPS, step=1, label="Denoising steps", elem_id="temporal-steps")
         bits = gr.Slider(

@@ -18,7 +18,7 @@ def error_growth(table: ErrorGrowth) -> Drawing:
             steps,
             np.where(errors > 0, errors, np.nan),
             COLORS.get(part, QUANTIZED),
-            label=part if part in COLORS else f"{part} ({table.recipe})",
+            label=part if part in COLORS or part == table.recipe else f"{part} ({table.recipe})",
             dash="solid" if part not in COLORS else "dash",
             hover=tuple(f"{part}<br>step {step}: {error:.2%}" for step, error in zip(steps, errors, strict=True)),
         )

@@ -60,9 +60,10 @@ def staircases(table: HTDQTable) -> Drawing:
     x, flat, log = (symlog(row, counted.unit) for row in table.stairs)
     low, high = float(x[0]), float(x[-1])
     ticks = _symlog_ticks(counted)
+    beyond = np.concatenate([x, flat, log])  # the outermost values may be rounded outwards
     return Drawing(
         Axis("value (dimensionless, symmetric log axis)", low, high, ticks=ticks),
-        Axis("value after rounding", low, high, ticks=ticks),
+        Axis("value after rounding", float(beyond.min()), float(beyond.max()), ticks=ticks),
         (
             Line(x, x, "#888888", label="full precision", dash="dot"),
             Line(x, flat, QUANTIZED, label=UNIFORM),

@@ -113,8 +113,14 @@ async function draw(node) {
   }
   const text = JSON.stringify(figure);
   if (drawn.get(node) === text) return;         // most controls change some of the figures only
-  const { data, layout } = figure;
+  const { data, layout } = JSON.parse(text);    // plotly writes into what it is given
   if (byTouch) layout.dragmode = false;
+  if (root.clientWidth < 480) {     // a bar beside the figure would leave it no room
+    for (const trace of data) {
+      if (trace.colorbar) Object.assign(trace.colorbar, { orientation: 'h', y: -0.16, yanchor: 'top', thickness: 8 });
+    }
+    layout.margin.b += 50;
+  }
   node.style.setProperty('--figure-height', `${layout.height}px`);
   plot.setAttribute('aria-label', layout.meta?.alt_text ?? '');
   if (node.dataset.state !== 'ready') {

@@ -30,9 +30,7 @@ FORMS = {
 
 def some_transform(channels: int) -> ChannelTransform:
     random = torch.Generator().manual_seed(channels)
-    return ChannelTransform(
-        torch.randn(channels, generator=random), 1 + 4 * torch.rand(channels, generator=random)
-    )
+    return ChannelTransform(torch.randn(channels, generator=random), 1 + 4 * torch.rand(channels, generator=random))
 
 
 def grid_by_hand(low: float, high: float, form: ActivationFormat) -> tuple[float, int, int, int]:
@@ -144,7 +142,9 @@ def test_a_site_without_ranges_of_frames_says_so(statistics: Statistics) -> None
 
 
 @pytest.mark.parametrize("transformed", [False, True], ids=["as-it-is", "transformed"])
-@pytest.mark.parametrize("form", [ActivationFormat(4), ActivationFormat(8, symmetric=True)], ids=["affine", "symmetric"])
+@pytest.mark.parametrize(
+    "form", [ActivationFormat(4), ActivationFormat(8, symmetric=True)], ids=["affine", "symmetric"]
+)
 @pytest.mark.parametrize("step", [None, 0, 1], ids=["all", "first", "last"])
 def test_the_error_is_that_of_rounding_the_sampled_tokens(
     statistics: Statistics, form: ActivationFormat, step: int | None, transformed: bool
@@ -153,7 +153,9 @@ def test_the_error_is_that_of_rounding_the_sampled_tokens(
         kept = statistics.tokens[site].double().numpy()
         x = kept[slice(None) if step is None else slice(step, step + 1)].reshape(-1, kept.shape[-1])
         channels = x.shape[1]
-        transform = some_transform(channels) if transformed else ChannelTransform(torch.zeros(channels), torch.ones(channels))
+        transform = (
+            some_transform(channels) if transformed else ChannelTransform(torch.zeros(channels), torch.ones(channels))
+        )
         shift, scale = (t.double().numpy() for t in (transform.shift, transform.scale))
         low = ((statistics.low[site].double().numpy() - shift) / scale).min()
         high = ((statistics.high[site].double().numpy() - shift) / scale).max()

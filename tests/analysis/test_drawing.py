@@ -42,13 +42,20 @@ def test_logarithmic_axes_have_positive_data(drawings: dict[str, Drawing], name:
         if not axis.log:
             continue
         assert axis.low is None or axis.low > 0
-        for values in (values for mark in drawing.marks for values in positions(mark, letter)):
-            assert (values[~np.isnan(values)] > 0).all()
-            assert not np.isnan(values).all()
+        everything = np.concatenate([values for mark in drawing.marks for values in positions(mark, letter)])
+        assert not np.isnan(everything).all()
+        assert (everything[~np.isnan(everything)] > 0).all()
     for mark in drawing.marks:
         if isinstance(mark, Heatmap) and mark.log:
             assert mark.low > 0
             assert not (mark.z <= 0).any()
+
+
+def half_width(mark: object, axis: str) -> float:
+    """How far the last bar or row of neighbours may reach beyond the last of them."""
+    if isinstance(mark, Heatmap):
+        return float(np.diff(getattr(mark, axis)[:2]).sum()) / 2
+    return mark.width / 2 if isinstance(mark, Bars) and axis == "x" else 0.0
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
@@ -62,7 +69,7 @@ def test_marks_are_inside_the_frame_and_complete(drawings: dict[str, Drawing], n
                 continue  # levels may lie beyond the values
             for values in positions(mark, letter):
                 shown = values[~np.isnan(values)]
-                slack = 1e-6 * (axis.high - axis.low) + 0.5 * getattr(mark, "width", 0) * (letter == "x")
+                slack = 1e-6 * (axis.high - axis.low) + half_width(mark, letter)
                 assert (shown >= axis.low - slack).all()
                 assert (shown <= axis.high + slack).all()
     for mark in drawing.marks:

@@ -30,7 +30,11 @@ def test_all_views_together_import_no_plotting_and_no_gradio() -> None:
 
 @pytest.mark.parametrize(
     "modules",
-    [["analysis.drawing", "analysis.export", "analysis.memory"], ["analysis.screen", "analysis.paper"], ["analysis.methods"]],
+    [
+        ["analysis.drawing", "analysis.export", "analysis.memory"],
+        ["analysis.screen", "analysis.paper"],
+        ["analysis.methods"],
+    ],
     ids=" ".join,
 )
 def test_what_draws_imports_no_torch(modules: list[str]) -> None:

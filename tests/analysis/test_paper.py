@@ -23,7 +23,10 @@ HEADERS = {"pdf": b"%PDF-1.", "svg": b"<?xml", "png": b"\x89PNG\r\n\x1a\n"}
 SIMPLE = Drawing(
     Axis("across (log axis)", 1, 1000, log=True),
     Axis("up", -1, 3),
-    (Line(np.array([1, 10, 100]), np.array([0, 1, 2]), label="a"), Line(np.array([1, 900]), np.array([2, 0]), label="b")),
+    (
+        Line(np.array([1, 10, 100]), np.array([0, 1, 2]), label="a"),
+        Line(np.array([1, 900]), np.array([2, 0]), label="b"),
+    ),
     "alt",
     title="A title",
 )

@@ -154,7 +154,7 @@ def test_what_is_no_mark_is_refused() -> None:
 
 def test_payloads_stay_small_whatever_the_model() -> None:
     names = tuple(f"down_blocks.{i % 4}.motion_modules.0.transformer_blocks.0.attn1.to_q_{i:03}" for i in range(534))
-    for metric, most in (("coverage", 150_000), ("skewness", 150_000), ("error", 180_000), ("disparity", 180_000)):
+    for metric, most in (("coverage", 150_000), ("skewness", 150_000), ("error", 190_000), ("disparity", 190_000)):
         table = dataclasses.replace(tables.mapped(metric, 534, 25), sites=names)
         assert size(map_figures.site_map(table)) < most, metric
     for count in (512, 513, 5120, 20_000):

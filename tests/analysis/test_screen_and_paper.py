@@ -18,7 +18,12 @@ def test_both_show_the_same_numbers(drawings: dict[str, Drawing], name: str) -> 
     drawing = drawings[name]
     traces = payload(drawing)["data"]
     axes = figure(drawing).axes[0]
-    lines, scatters, meshes, patches = iter(axes.lines), iter(axes.collections), iter(axes.collections), iter(axes.patches)
+    lines, scatters, meshes, patches = (
+        iter(axes.lines),
+        iter(axes.collections),
+        iter(axes.collections),
+        iter(axes.patches),
+    )
     marks = [mark for mark in drawing.marks if not isinstance(mark, (Rule, Band))]
     on_screen = iter(traces)
     for mark in drawing.marks:

@@ -87,9 +87,7 @@ def test_layers_that_read_one_tensor_have_one_row(statistics: Statistics, sites:
 
 def test_what_is_not_defined_is_nan(statistics: Statistics) -> None:
     zeros = torch.zeros(2, 3)
-    silent = dataclasses.replace(
-        statistics, low={"x": zeros}, high={"x": zeros}, tokens={"x": torch.zeros(2, 4, 1, 3)}
-    )
+    silent = dataclasses.replace(statistics, low={"x": zeros}, high={"x": zeros}, tokens={"x": torch.zeros(2, 4, 1, 3)})
     for metric in ("disparity", "skewness", "error"):
         table = site_map(silent, ("x",), metric, ActivationFormat(8))
         assert np.isnan(table.values).all()
@@ -99,7 +97,10 @@ def test_what_is_not_defined_is_nan(statistics: Statistics) -> None:
 
 def test_a_step_without_tokens_shows_those_of_the_last_one_before_it(statistics: Statistics) -> None:
     site = "conv_in"
-    ends = {site: torch.linspace(-1, -2, 5)[:, None].expand(5, 4)}, {site: torch.linspace(1, 2, 5)[:, None].expand(5, 4)}
+    ends = (
+        {site: torch.linspace(-1, -2, 5)[:, None].expand(5, 4)},
+        {site: torch.linspace(1, 2, 5)[:, None].expand(5, 4)},
+    )
     tokens = torch.randn(3, 4, 1, 4, generator=torch.Generator().manual_seed(0))
     sparse = dataclasses.replace(statistics, low=ends[0], high=ends[1], tokens={site: tokens}, token_stride=2)
     for metric in ("skewness", "error"):

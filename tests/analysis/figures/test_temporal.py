@@ -75,6 +75,8 @@ def test_staircases_are_the_table_on_symmetric_log_axes(model: VideoModel, metho
     np.testing.assert_array_equal(flat.y, symlog(table.stairs[1], unit))
     np.testing.assert_array_equal(log.y, symlog(table.stairs[2], unit))
     assert drawing.x.ticks == drawing.y.ticks
+    assert drawing.y.low <= min(flat.y.min(), log.y.min())
+    assert drawing.y.high >= max(flat.y.max(), log.y.max())
     assert f"both {table.bits}-bit grids" in drawing.alt_text
 
 
@@ -101,11 +103,11 @@ def test_bars_of_codes_add_up_to_all_values(model: VideoModel, bits: int, method
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
 @pytest.mark.parametrize(
-    "method", [HTDQ(), HTDQ(coefficient=0.3), HTDQ(coefficient=900.0), HTDQ(port=True)], ids=["best", "low", "high", "port"]
+    "method",
+    [HTDQ(), HTDQ(coefficient=0.3), HTDQ(coefficient=900.0), HTDQ(port=True)],
+    ids=["best", "low", "high", "port"],
 )
-def test_the_search_is_drawn_as_it_is_and_the_choice_where_it_lies(
-    model: VideoModel, method: HTDQ, bits: int
-) -> None:
+def test_the_search_is_drawn_as_it_is_and_the_choice_where_it_lies(model: VideoModel, method: HTDQ, bits: int) -> None:
     table = htdq_table(model, STEPS, bits, method)
     drawing = search(table)
     columns = table.columns()

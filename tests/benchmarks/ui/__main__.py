@@ -3,9 +3,9 @@
     python -m tests.benchmarks.ui [--json] [--repeats N] [--only ELEM_ID ...] [--growth | --stages]
 
 Starts the app in a process of its own, opens it in the system's Chromium and uses every control in `controls`
-with the mouse. A time begins with the DOM event of the control and ends two animation frames after the last of
-its figures has changed; drawings that change nothing do not count. Every sample is followed by one of the same
-figure through plain `gr.Plot`. Sliders are dragged too: from the last change to the last new pixels.
+with the mouse. A time begins with the DOM event of the control and ends two animation frames after the last figure
+or text in the window has changed; drawings that change nothing do not count. In between, the same figure is timed
+through plain `gr.Plot`. Sliders are dragged too: from the last change to the last new pixels.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shutil
+import statistics
 from random import Random
 from typing import Any
 
@@ -22,11 +23,12 @@ import gradio
 
 from tests.benchmarks.ui.controls import CONTROLS, PLAIN, Control
 from tests.benchmarks.ui.growth import growth
-from tests.benchmarks.ui.measuring import change, drag, summary, warm_up
+from tests.benchmarks.ui.measuring import change, drag, milliseconds, summary, warm_up
 from tests.benchmarks.ui.serving import LAUNCH, fit, opened, serving
 from tests.benchmarks.ui.stages import HOOKS, stages
 
-DRAGS = 5
+DRAGS = 3
+PLAIN_AFTER = 5  # samples
 
 
 def main() -> None:
@@ -69,21 +71,23 @@ def main() -> None:
 
 
 def _times(browser: Any, app: str, plain: str, controls: list[Control], repeats: int) -> dict[str, Any]:
-    found, beside, drags = {}, [], {}
+    found, figures, drags, beside = {}, {}, {}, []
     for control in controls:
         random = Random(0)
         with opened(browser, app, control) as page, opened(browser, plain, PLAIN) as other:
-            fit(other, page.locator(f"#{control.panels[0]} .main-svg").first.bounding_box()["width"])
+            fit(other, page.locator(f"#{control.view} .main-svg").first.bounding_box()["width"])
             for one, used in ((page, control), (other, PLAIN)):
                 one.bring_to_front()
                 warm_up(one, used, random)
-            times = []
-            for _ in range(repeats):
+            seen = []
+            for sample in range(repeats):
                 page.bring_to_front()
-                times.append(change(page, control, random))
-                other.bring_to_front()
-                beside.append(change(other, PLAIN, random))
-            found[control.elem_id] = summary(times)
+                seen.append(change(page, control, random))
+                if sample % PLAIN_AFTER == 0:
+                    other.bring_to_front()
+                    beside.append(milliseconds(change(other, PLAIN, random)))
+            found[control.elem_id] = summary([milliseconds(one) for one in seen])
+            figures[control.elem_id] = statistics.median(one["figures"] for one in seen)
             if control.kind == "slider":
                 page.bring_to_front()
                 each = [drag(page, control, random) for _ in range(DRAGS)]
@@ -92,6 +96,7 @@ def _times(browser: Any, app: str, plain: str, controls: list[Control], repeats:
     return {
         "p95_ms": {name: one["p95_ms"] for name, one in found.items()},
         "median_ms": {name: one["median_ms"] for name, one in found.items()},
+        "changed_figures": figures,
         "plain_gr_plot": summary(beside),
         "drag": drags,
         "repeats": repeats,
@@ -118,15 +123,16 @@ def _growths(browser: Any, app: str, plain: str, controls: list[Control]) -> dic
 
 
 def _table(results: dict[str, Any]) -> str:
-    lines = [f"{'':<24}{'median':>9}{'p95':>9}   milliseconds"] if "p95_ms" in results else []
+    lines = [f"{'':<28}{'median':>9}{'p95':>9}   milliseconds; changed figures"] if "p95_ms" in results else []
     for name in results.get("p95_ms", ()):
-        lines.append(f"{name:<24}{results['median_ms'][name]:9.1f}{results['p95_ms'][name]:9.1f}")
+        times = f"{results['median_ms'][name]:9.1f}{results['p95_ms'][name]:9.1f}"
+        lines.append(f"{name:<28}{times}   {results['changed_figures'][name]:g}")
     if "plain_gr_plot" in results:
         plain = results["plain_gr_plot"]
-        lines.append(f"{'plain gr.Plot':<24}{plain['median_ms']:9.1f}{plain['p95_ms']:9.1f}")
+        lines.append(f"{'plain gr.Plot':<28}{plain['median_ms']:9.1f}{plain['p95_ms']:9.1f}   1")
     for name, one in results.get("drag", {}).items():
         right = "the last value is shown" if one["final_value_shown"] else "ANOTHER VALUE IS SHOWN"
-        lines.append(f"{'drag ' + name:<24}{one['median_ms']:9.1f}{one['p95_ms']:9.1f}   {right}")
+        lines.append(f"{'drag ' + name:<28}{one['median_ms']:9.1f}{one['p95_ms']:9.1f}   {right}")
     for name, one in results.get("stages_ms", {}).items():
         lines.append(name + "".join(f"\n    {stage:<20}{ms:9.1f}" for stage, ms in one.items()))
     for name, one in results.get("growth", {}).items():

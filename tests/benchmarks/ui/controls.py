@@ -8,31 +8,49 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Control:
-    """A control, and the figures that must change when it does.
+    """A control, and the view that follows it.
 
     Attributes:
         tab: the tab it is in, as its button says.
+        view: `elem_id` of the view.
         elem_id: of the control.
         kind: how a visitor uses it.
-        panels: `elem_id` of every figure panel it redraws.
+        before: (elem_id, label) of what is clicked first, because the control means nothing without.
         every: of a menu, only every so many entries are chosen: for menus where neighbours draw the same figure.
     """
 
     tab: str
+    view: str
     elem_id: str
     kind: Literal["slider", "radio", "dropdown", "checkbox"]
-    panels: tuple[str, ...]
+    before: tuple[tuple[str, str], ...] = ()
     every: int = 1
 
 
+SCALED = (("channels-stage", "shifted and scaled"),)
+UNSEARCHED = (("temporal-search", "Search α for the least K"),)
+
 CONTROLS = (
-    Control("Channels", "channels-role", "dropdown", ("channels-figure",)),
-    Control("Channels", "channels-layer", "dropdown", ("channels-figure",), every=3),  # q, k and v read one input
-    Control("Channels", "channels-step", "slider", ("channels-figure",)),
-    Control("Channels", "channels-sort", "radio", ("channels-figure",)),
-    Control("Temporal", "temporal-steps", "slider", ("temporal-distribution", "temporal-before", "temporal-after")),
-    Control("Temporal", "temporal-bits", "slider", ("temporal-distribution", "temporal-after")),
+    Control("Channels", "map-view", "map-metric", "radio"),
+    Control("Channels", "channels-view", "channels-layer", "dropdown", every=3),  # q, k and v read one input
+    Control("Channels", "channels-view", "channels-sort", "dropdown"),
+    Control("Channels", "channels-view", "channels-step", "slider"),
+    Control("Channels", "channels-view", "channels-frame", "slider"),
+    Control("Channels", "channels-view", "channels-bits", "slider"),
+    Control("Channels", "channels-view", "channels-stage", "radio"),
+    Control("Channels", "channels-view", "channels-threshold", "slider", before=SCALED),
+    Control("Temporal", "temporal-view", "temporal-steps", "slider"),
+    Control("Temporal", "temporal-view", "temporal-bits", "slider"),
+    Control("Temporal", "temporal-view", "temporal-form", "dropdown"),
+    Control("Temporal", "temporal-view", "temporal-search", "checkbox"),
+    Control("Temporal", "temporal-view", "temporal-coefficient", "slider", before=UNSEARCHED),
+    Control("Temporal", "temporal-view", "temporal-weight", "slider"),
+    Control("Temporal", "temporal-view", "temporal-radius", "slider"),
+    Control("Temporal", "temporal-view", "temporal-sign", "checkbox"),
+    Control("Sensitivity", "sensitivity-view", "sensitivity-cost", "radio"),
+    Control("Sensitivity", "sensitivity-view", "sensitivity-budget", "slider"),
+    Control("Sensitivity", "sensitivity-view", "sensitivity-bits", "radio"),
 )
 
-PLAIN = Control("", "plain-step", "slider", ("plain-figure",))
+PLAIN = Control("", "plain-figure", "plain-step", "slider")
 """The slider of `plain_plot`, where `gr.Plot` draws what the Channels tab draws."""

@@ -1,16 +1,18 @@
-"""The same figure through plain `gr.Plot`, driven by one slider: what the figure panel is measured against.
+"""The same figure through plain `gr.Plot`, driven by one slider: what the live views are measured against.
 
     python -m tests.benchmarks.ui.plain_plot
 
-Serves a page of its own and prints its address. The figure is that of the Channels tab as it opens.
+Serves a page of its own and prints its address. The figure is the first of the Channels tab as it opens.
 """
 
 from __future__ import annotations
 
 import gradio as gr
 
-from analysis.channels import channel_table, site_overview
-from analysis.figures import channel_ranges
+from analysis.channels import channel_table
+from analysis.figures.channels import ranges
+from analysis.screen import figure
+from analysis.site_map import site_overview
 from qvd_core import embedded_statistics, load
 from qvd_core.formats import ActivationFormat
 from ui.channels_tab import ROLE
@@ -25,7 +27,7 @@ def build() -> gr.Blocks:
 
     def draw(at: float) -> object:
         step = int(at) - 1 if at else None
-        return channel_ranges(channel_table(statistics, site, ActivationFormat(8), step, "range"))
+        return figure(ranges(channel_table(statistics, site, ActivationFormat(8), step, "range")))
 
     with gr.Blocks(fill_width=True) as demo:
         step = gr.Slider(0, statistics.run.steps, 0, step=1, label="Step", elem_id="plain-step")

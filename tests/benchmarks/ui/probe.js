@@ -1,6 +1,6 @@
 // Runs in every page the benchmark opens, before the page's own scripts. `qvdProbe.arm` starts listening;
-// the benchmark then uses a control as a visitor does; `qvdProbe.finished` tells when that was and when each
-// figure had changed on the screen. All times are milliseconds on the page's own clock.
+// the benchmark then uses a control as a visitor does; `qvdProbe.finished` tells when that was and when what
+// the view shows had last changed on the screen. All times are milliseconds on the page's own clock.
 
 window.qvdProbe = (() => {
   let webgl = 0;
@@ -12,76 +12,89 @@ window.qvdProbe = (() => {
 
   const SHAPE = ['d', 'x', 'y', 'width', 'height', 'transform', 'href', 'style'];
 
-  // What decides the pixels of a figure. Names that plotly draws anew at every drawing are left out.
-  function picture(id) {
-    const nodes = document.querySelectorAll(`#${id} .main-svg :is(path, rect, image, text)`);
-    const parts = Array.from(nodes, (node) => {
-      const text = node.tagName === 'text' ? node.textContent : '';
-      return SHAPE.map((name) => node.getAttribute(name) ?? '').join() + text;
-    });
-    for (const canvas of document.querySelectorAll(`#${id} canvas`)) parts.push(canvas.toDataURL());
-    return parts.join('\n');
+  const inWindow = (node) => {
+    const box = node.getBoundingClientRect();
+    return box.height > 0 && box.bottom > 0 && box.top < innerHeight;
+  };
+  const plots = (view) => [...document.querySelectorAll(`#${view} .js-plotly-plot`)].filter(inWindow);
+  const words = (view) => [...document.querySelectorAll(`#${view} [data-kind=words]`)].filter(inWindow);
+
+  // What decides the pixels of each figure and text that can be seen, by node. Names that plotly draws anew at
+  // every drawing are left out.
+  function pictures(view) {
+    const found = new Map(words(view).map((node) => [node, node.textContent]));
+    for (const plot of plots(view)) {
+      const marks = Array.from(plot.querySelectorAll('.main-svg :is(path, rect, image, text)'), (node) => {
+        const text = node.tagName === 'text' ? node.textContent : '';
+        return SHAPE.map((name) => node.getAttribute(name) ?? '').join() + text;
+      });
+      found.set(plot, marks.join('\n'));
+    }
+    return found;
   }
 
-  // What a figure shows, apart from where: plotly's margins depend by a pixel on what it has drawn before.
-  function content(id) {
-    const plot = document.querySelector(`#${id} .js-plotly-plot`);
-    return JSON.stringify([plot.data, plot.layout.shapes, plot.layout.annotations]);
+  // What is shown, apart from where: plotly's margins depend by a pixel on what it has drawn before.
+  function content(view) {
+    const figures = plots(view).map((plot) => [plot.data, plot.layout.shapes, plot.layout.annotations]);
+    return JSON.stringify([figures, words(view).map((node) => node.textContent)]);
   }
+
+  const answers = (view) => document.querySelector(`#${view} .qvd-view`)?.dataset.shown;
 
   let run = null;
 
-  // Listens for `event` on what matches `target`, and for changes of the figures `panels`.
-  function arm({ target, event, panels }) {
-    const mine = { panels, first: null, last: null, events: 0, shown: {}, changed: {}, redraws: {}, touched: 0 };
+  // Listens for `event` on what matches `target`, and for changes of what `view` shows.
+  function arm({ target, event, view }) {
+    const mine = { view, first: null, last: null, end: null, touched: 0, answers: answers(view), figures: new Set() };
     const noted = (e) => {
       if (!e.isTrusted || !e.target.closest?.(target)) return;
       mine.first ??= e.timeStamp;
       mine.last = e.timeStamp;
-      mine.events++;
     };
     document.addEventListener(event, noted, true);
-    const observers = panels.map((id) => {
-      mine.shown[id] = picture(id);
-      // Two frames after the nodes changed the first of these frames is on the screen.
-      const seen = () => {
-        mine.touched = performance.now();
-        requestAnimationFrame(() => requestAnimationFrame(() => {
-          const now = performance.now();
-          const after = picture(id);
-          if (after === mine.shown[id]) return; // a drawing that changes nothing does not count
-          mine.shown[id] = after;
-          mine.changed[id] = now;
-          mine.redraws[id] = (mine.redraws[id] ?? 0) + 1;
-        }));
-      };
-      const observer = new MutationObserver(seen);
-      const what = { subtree: true, childList: true, attributes: true, characterData: true };
-      observer.observe(document.getElementById(id), what);
-      return observer;
+    let before = pictures(view);
+    let waiting = false;
+    // Two frames after the nodes changed the first of these frames is on the screen.
+    const observer = new MutationObserver(() => {
+      mine.touched = performance.now();
+      if (waiting) return;
+      waiting = true;
+      requestAnimationFrame(() => requestAnimationFrame(() => {
+        waiting = false;
+        const now = performance.now();
+        const after = pictures(view);
+        const changed = [...after].filter(([node, picture]) => before.get(node) !== picture);
+        before = after;
+        if (!changed.length) return; // a drawing that changes nothing does not count
+        mine.end = now;
+        for (const [node] of changed) if (node.matches('.js-plotly-plot')) mine.figures.add(node);
+      }));
     });
+    const what = { subtree: true, childList: true, attributes: true, characterData: true };
+    observer.observe(document.getElementById(view), what);
     mine.release = () => {
       document.removeEventListener(event, noted, true);
-      observers.forEach((observer) => observer.disconnect());
+      observer.disconnect();
     };
     run = mine;
   }
 
-  // Waits until every figure has changed and nothing has moved for `quiet` ms.
+  // Waits until the view has its answer and nothing has moved for `quiet` ms. `end` is null if nothing has changed
+  // that can be seen.
   function finished({ quiet, patience }) {
     const mine = run;
     const began = performance.now();
     return new Promise((resolve, reject) => {
       const look = () => {
         const now = performance.now();
-        const missing = mine.panels.filter((id) => !(id in mine.changed));
-        if (mine.events && !missing.length && now - Math.max(mine.touched, mine.last) > quiet) {
+        const { first, last, end, view, figures } = mine;
+        const answered = mine.answers === undefined ? end !== null : answers(view) !== mine.answers;
+        if (first !== null && answered && now - Math.max(mine.touched, last) > quiet) {
           mine.release();
-          const { first, last, events, changed, redraws } = mine;
-          resolve({ first, last, events, end: Math.max(...Object.values(changed)), changed, redraws });
+          resolve({ first, last, end, figures: figures.size });
         } else if (now - began > patience) {
           mine.release();
-          reject(new Error(`${mine.events} events seen; unchanged: ${missing.join(', ') || 'none'}`));
+          reject(new Error(first === null ? 'the control did not change' : 'the view did not answer'));
         } else setTimeout(look, 20);
       };
       look();

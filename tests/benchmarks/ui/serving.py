@@ -15,7 +15,7 @@ from tests.benchmarks.ui.controls import PLAIN, Control
 ROOT = Path(__file__).parents[3]
 PROBE = Path(__file__).with_name("probe.js")
 LAUNCH = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-VIEW = {"width": 1280, "height": 1400}  # every panel of a tab fits, so that all of it is really painted
+WINDOW = {"width": 1280, "height": 900}
 
 
 @contextmanager
@@ -34,8 +34,11 @@ def serving(*command: str) -> Iterator[str]:
 
 @contextmanager
 def opened(browser: Any, address: str, control: Control, *scripts: Path) -> Iterator[Any]:
-    """A new visitor's page at `address` on which `control` and its figures are ready; `scripts` run in it first."""
-    page = browser.new_page(viewport=VIEW)
+    """A new visitor's page at `address` on which `control` works and its view is ready; `scripts` run in it first.
+
+    The control is at the top of the window, so that as much as possible of what it changes can be seen.
+    """
+    page = browser.new_page(viewport=WINDOW)
     page.set_default_timeout(120_000)
     for script in (PROBE, *scripts):
         page.add_init_script(path=script)
@@ -43,18 +46,19 @@ def opened(browser: Any, address: str, control: Control, *scripts: Path) -> Iter
     if control != PLAIN:
         page.wait_for_selector("#device >> text=Runs on")
         page.get_by_role("tab", name=control.tab, exact=True).click()
-        for panel in control.panels:
-            page.wait_for_selector(f"#{panel} [data-state=ready]")
-    for panel in control.panels:
-        page.wait_for_selector(f"#{panel} .main-svg")
-    page.wait_for_timeout(500)
+        page.wait_for_selector(f"#{control.view} .qvd-view[data-state=ready]")
+        for elem_id, label in control.before:
+            page.locator(f"#{elem_id}").get_by_text(label, exact=True).click()
+    page.locator(f"#{control.elem_id}").evaluate("node => node.scrollIntoView({block: 'start'})")
+    page.wait_for_selector(f"#{control.view} .main-svg")
+    page.wait_for_timeout(1500)
     yield page
     page.close()
 
 
 def fit(page: Any, width: float) -> None:
-    """Resize the plain page so that its figure is as wide as the panel it is compared with."""
-    plot = page.locator(f"#{PLAIN.panels[0]} .main-svg").first
+    """Resize the plain page so that its figure is as wide as the one it is compared with."""
+    plot = page.locator(f"#{PLAIN.view} .main-svg").first
     size = page.viewport_size
     page.set_viewport_size({**size, "width": round(size["width"] + width - plot.bounding_box()["width"])})
     page.wait_for_timeout(500)

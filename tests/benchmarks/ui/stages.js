@@ -1,4 +1,4 @@
-// Notes when an update of a figure panel passes through which stage; runs before the page's own scripts.
+// Notes when an update of a live view passes through which stage; runs before the page's own scripts.
 // `qvdStages.take()` gives what was noted since it was last called, in milliseconds on the page's clock.
 
 window.qvdStages = (() => {
@@ -8,35 +8,13 @@ window.qvdStages = (() => {
   const fetched = window.fetch;
   window.fetch = async (...what) => {
     const address = String(what[0]?.url ?? what[0]);
-    if (!/queue\/join|component_server|\/run\//.test(address)) return fetched(...what);
+    if (!address.includes('component_server')) return fetched(...what);
     seen.sent = now();
     const response = await fetched(...what);
-    if (!address.includes('queue/join')) { // past the queue, the reply is the result
-      seen.arrived = now();
-      seen.json = 0;
-    }
+    const text = await response.clone().text();
+    seen.arrived = now();
+    seen.bytes = text.length;
     return response;
-  };
-
-  // What Gradio and the panel spend on JSON, and when the handler's result arrives with its own duration.
-  const { parse, stringify } = JSON;
-  JSON.parse = function (text, ...rest) {
-    const began = now();
-    const value = parse.call(this, text, ...rest);
-    if (value?.msg === 'process_completed') {
-      seen.arrived = now();
-      seen.handler = 1000 * (value.output?.duration ?? 0);
-      seen.bytes = text.length;
-      seen.json = 0;
-    }
-    seen.json = (seen.json ?? 0) + now() - began;
-    return value;
-  };
-  JSON.stringify = function (...what) {
-    const began = now();
-    const text = stringify.apply(this, what);
-    seen.json = (seen.json ?? 0) + now() - began;
-    return text;
   };
 
   let plotly;
@@ -48,6 +26,7 @@ window.qvdStages = (() => {
       const react = library.react;
       library.react = (...what) => {
         seen.drawing ??= now();
+        seen.drawings = (seen.drawings ?? 0) + 1;
         const drawn = react(...what);
         drawn.then(() => { seen.drawn = now(); });
         return drawn;
