@@ -32,10 +32,10 @@ MOST_STEPS = 100
 DEFAULT_STEPS = CATALOG["animatediff-mini"].steps
 ABOUT = (
     "Temporal features tell the layers which denoising step it is. A few of their values are far larger than all"
-    " others, so a uniform grid that spans them rounds many others to zero, and steps begin to look alike. HTDQ, QVD's remedy,"
-    " uses a logarithmic grid (HiDi-TQ), fine near zero and coarse far from it. Its relaxation coefficient α says how"
-    " fine; the one with the least K is taken, which weighs the rounding error against how well steps can still be told"
-    " apart (TDScore)."
+    " others, so a uniform grid that spans them rounds many others to zero, and steps begin to look alike. HTDQ, QVD's"
+    " remedy, uses a logarithmic grid (HiDi-TQ), fine near zero and coarse far from it. Its relaxation coefficient α"
+    " says how fine; the one with the least K is taken, which weighs the rounding error against how well steps can"
+    " still be told apart (TDScore)."
 )
 FORMS = [
     ("H1: α multiplies the logarithm", "H1"),
