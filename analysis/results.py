@@ -1,0 +1,123 @@
+"""The tables of the README, from what `python -m qvd_core evaluate --out table.json` measured.
+
+    python -m analysis.results README.md table.json headline.json
+
+puts them between the README's marks `<!-- results -->` and `<!-- end of results -->`. Where several files know a
+recipe, the row of more clips is taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qvd_core.errors import QvdError
+from qvd_core.recipe import BITS, METHODS
+from qvd_core.storage import replacing
+
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+DETAILS = {
+    "ssim": ("SSIM", 3),
+    "latent_error": ("latent error", 3),
+    "lpips": ("LPIPS (AlexNet)", 4),
+    "fvd": ("FVD (I3D)", 1),
+    "frame_fid": ("frame FID (Inception)", 2),
+    "caption": ("caption read back", 3),
+    "motion_smoothness": ("motion smoothness (RIFE)", 4),
+}
+"""Measures of the second table, with their headings and digits."""
+
+COSTS = ("weights, MB", "GBOPs per call", "search, s")
+
+
+def fidelity(rows: Mapping[str, Any]) -> str:
+    """PSNR to the same-seed reference, methods by bits, as Markdown; the best of each column is bold."""
+    widths = [f"w{w}a{a}" for w, a in BITS]
+    best = {
+        bits: max((_value(rows, f"{method}-{bits}", "psnr_db") or -math.inf) for method in METHODS) for bits in widths
+    }
+    lines = ["| PSNR, dB | " + " | ".join(widths) + " |", "|---|" + "---:|" * len(widths)]
+    for method in METHODS:
+        cells = []
+        for bits in widths:
+            text = _cell(rows, f"{method}-{bits}", "psnr_db", 1)
+            bold = text and _value(rows, f"{method}-{bits}", "psnr_db") == best[bits]
+            cells.append(f"**{text}**" if bold else text)
+        if any(cells):
+            lines.append(f"| `{method}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def details(rows: Mapping[str, Any], names: Sequence[str]) -> str:
+    """All other measures and the costs of some recipes, as Markdown."""
+    keys = [key for key in DETAILS if any(_value(rows, name, key) is not None for name in names)]
+    costs = [cost for cost in COSTS if any(cost in rows[name]["costs"] for name in names)]
+    heads = ["recipe", "clips", *(DETAILS[key][0] for key in keys), *costs]
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+    for name in names:
+        cells = [name, str(rows[name]["clips"]), *(_cell(rows, name, key, DETAILS[key][1]) for key in keys)]
+        cells += [f"{rows[name]['costs'][cost]:.3g}" if cost in rows[name]["costs"] else "" for cost in costs]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def insert(text: str, path: Path) -> None:
+    """Put `text` between the marks of the file at `path`.
+
+    Raises:
+        QvdError: it has no marks.
+        StorageError: it cannot be written.
+    """
+    whole = path.read_text()
+    before, begin, rest = whole.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise QvdError(f"{path} has no {BEGIN} … {END} to put the tables between.")
+    with replacing(path) as scratch:
+        scratch.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m analysis.results", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("readme", type=Path)
+    parser.add_argument("tables", type=Path, nargs="+", help="what `evaluate --out` wrote")
+    arguments = parser.parse_args()
+    rows: dict[str, Any] = {}
+    for table in arguments.tables:
+        for row in json.loads(table.read_text())["rows"]:
+            if row["recipe"] not in rows or row["clips"] > rows[row["recipe"]]["clips"]:
+                rows[row["recipe"]] = row
+    fewest = min(row["clips"] for row in rows.values())
+    others = [name for name in rows if not any(name.startswith(f"{method}-w") for method in METHODS)]
+    headline = [f"{method}-w{w}a{a}" for w, a in BITS[:3] for method in ("minmax", "dynamic", "mse", "qvd-base", "qvd")]
+    names = [*others, *(name for name in headline if name in rows)]
+    note = (
+        f"Simulated; {fewest} held-out captions or more for every row; ± is half of a 95 % bootstrap interval over"
+        f" clips. Frechet distances of so few clips are mostly bias: they order rows of this table, whose floor is the row of"
+        f" other seeds, and compare with nothing published."
+    )
+    insert(f"{fidelity(rows)}\n\n{details(rows, names)}\n\n{note}", arguments.readme)
+
+
+def _value(rows: Mapping[str, Any], name: str, key: str) -> float | None:
+    estimate = rows.get(name, {}).get("estimates", {}).get(key)
+    return None if estimate is None else float(estimate["value"])
+
+
+def _cell(rows: Mapping[str, Any], name: str, key: str, digits: int) -> str:
+    if _value(rows, name, key) is None:
+        return ""
+    estimate = rows[name]["estimates"][key]
+    text = f"{estimate['value']:.{digits}f}"
+    if estimate["low"] is None:
+        return text
+    return f"{text} ± {(estimate['high'] - estimate['low']) / 2:.{digits}f}"
+
+
+if __name__ == "__main__":
+    main()
