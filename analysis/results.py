@@ -94,12 +94,13 @@ def main() -> None:
                 rows[row["recipe"]] = row
     fewest = min(row["clips"] for row in rows.values())
     others = [name for name in rows if not any(name.startswith(f"{method}-w") for method in METHODS)]
-    headline = [f"{method}-w{w}a{a}" for w, a in BITS[:3] for method in ("minmax", "dynamic", "mse", "qvd-base", "qvd")]
+    shown = ("minmax", "dynamic", "mse", "qvd-base", "qvd")
+    headline = [f"{method}-w{w}a{a}" for w, a in BITS[:3] for method in shown]
     names = [*others, *(name for name in headline if name in rows)]
     note = (
         f"Simulated; {fewest} held-out captions or more for every row; ± is half of a 95 % bootstrap interval over"
-        f" clips. Frechet distances of so few clips are mostly bias: they order rows of this table, whose floor is the row of"
-        f" other seeds, and compare with nothing published."
+        " clips. Frechet distances of so few clips are mostly bias: they order rows of this table, whose floor is the"
+        " row of other seeds, and compare with nothing published."
     )
     insert(f"{fidelity(rows)}\n\n{details(rows, names)}\n\n{note}", arguments.readme)
 

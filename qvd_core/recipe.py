@@ -6,8 +6,10 @@ a checkpoint or put in a link. A named recipe is complete: nothing is merged in 
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
+import zlib
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, urlencode
@@ -24,6 +26,10 @@ from qvd_core.formats import (
     WeightFormat,
     check_flag,
 )
+
+LONGEST_PLAIN = 1_500  # characters of a recipe in a link
+LONGEST = 1_000_000
+PACKED = "z."
 
 TIME_PATH = ("time_embedding", "temporal_features")
 """Roles of the layers between the timestep and the residual blocks."""
@@ -124,10 +130,16 @@ class Recipe:
             raise RecipeError(f"Not a recipe: {error}. Compare with Recipe.to_dict().") from error
 
     def to_query(self) -> str:
-        """The query string of a link to this recipe: its name when it is a named one, all of it otherwise."""
+        """The query string of a link to this recipe: its name when it is a named one, all of it otherwise.
+
+        A long one, as with bits of its own for every layer, is compressed: many servers refuse long addresses.
+        """
         if RECIPES.get(self.name) == self:
             return urlencode({"recipe": self.name})
-        return urlencode({"recipe": json.dumps(self.to_dict(), separators=(",", ":"))})
+        text = json.dumps(self.to_dict(), separators=(",", ":"))
+        if len(text) > LONGEST_PLAIN:
+            text = PACKED + base64.urlsafe_b64encode(zlib.compress(text.encode(), 9)).decode().rstrip("=")
+        return urlencode({"recipe": text})
 
     @classmethod
     def from_query(cls, query: str) -> Recipe:
@@ -137,12 +149,23 @@ class Recipe:
             RecipeError: the query holds no recipe, or a damaged one.
         """
         text = parse_qs(query.removeprefix("?")).get("recipe", [""])[0]
+        if text.startswith(PACKED):
+            text = _unpacked(text.removeprefix(PACKED))
         if not text.startswith("{"):
             return get_recipe(text)
         try:
             return cls.from_dict(json.loads(text))
         except json.JSONDecodeError as error:
             raise RecipeError(f"The recipe in this link is damaged: {error}.") from error
+
+
+def _unpacked(text: str) -> str:
+    """What `to_query` compressed; a link cannot make the server hold more than `LONGEST`."""
+    try:
+        unpacked = zlib.decompressobj().decompress(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), LONGEST)
+        return unpacked.decode()
+    except (ValueError, zlib.error) as error:
+        raise RecipeError(f"The recipe in this link is damaged: {error}.") from error
 
 
 def _method(values: dict[str, Any] | None, kinds: tuple[type[Any], ...]) -> Any:

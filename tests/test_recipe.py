@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import pickle
+import zlib
 from dataclasses import replace
 from urllib.parse import quote
 
@@ -312,3 +314,25 @@ def test_a_known_name_cannot_stand_for_another_recipe():
     values = Recipe("minmax-w8a8", WeightFormat(4), None).to_dict()
     with pytest.raises(RecipeError, match="'minmax-w8a8' is the name of another recipe"):
         Recipe.from_dict(values)
+
+
+def test_a_link_to_a_recipe_with_bits_for_every_layer_stays_short():
+    recipe = get_recipe("qvd-w8a8")
+    for number in range(200):
+        path = f"up_blocks.{number % 4}.motion_modules.{number}.transformer_blocks.0.attn1.to_q"
+        recipe = recipe.override(path, 4 + number % 5, 8)
+    query = recipe.to_query()
+    assert len(query) < 4000
+    assert Recipe.from_query(query) == recipe
+
+
+@pytest.mark.parametrize("text", ["z.", "z.AAAA", "z.!!", "z.eJw", "z." + "A" * 5000], ids=str)
+def test_damaged_compressed_links(text):
+    with pytest.raises(RecipeError):
+        Recipe.from_query(f"recipe={text}")
+
+
+def test_a_link_cannot_unpack_to_any_size():
+    bomb = base64.urlsafe_b64encode(zlib.compress(b'{"' + b"a" * 50_000_000, 9)).decode()
+    with pytest.raises(RecipeError, match="damaged"):
+        Recipe.from_query(f"recipe=z.{bomb}")

@@ -17,6 +17,7 @@ class Control:
         kind: how a visitor uses it.
         before: (elem_id, label) of what is clicked first, because the control means nothing without.
         every: of a menu, only every so many entries are chosen: for menus where neighbours draw the same figure.
+        window: height of the window in pixels; more than the usual where what changes is further down.
     """
 
     tab: str
@@ -25,6 +26,7 @@ class Control:
     kind: Literal["slider", "radio", "dropdown", "checkbox"]
     before: tuple[tuple[str, str], ...] = ()
     every: int = 1
+    window: int = 900
 
 
 SCALED = (("channels-stage", "shifted and scaled"),)
@@ -44,8 +46,8 @@ CONTROLS = (
     Control("Temporal", "temporal-view", "temporal-form", "dropdown"),
     Control("Temporal", "temporal-view", "temporal-search", "checkbox"),
     Control("Temporal", "temporal-view", "temporal-coefficient", "slider", before=UNSEARCHED),
-    Control("Temporal", "temporal-view", "temporal-weight", "slider"),
-    Control("Temporal", "temporal-view", "temporal-radius", "slider"),
+    Control("Temporal", "temporal-view", "temporal-weight", "slider", window=1500),
+    Control("Temporal", "temporal-view", "temporal-radius", "slider", window=1500),
     Control("Temporal", "temporal-view", "temporal-sign", "checkbox"),
     Control("Sensitivity", "sensitivity-view", "sensitivity-cost", "radio"),
     Control("Sensitivity", "sensitivity-view", "sensitivity-budget", "slider"),

@@ -15,7 +15,7 @@ from tests.benchmarks.ui.controls import PLAIN, Control
 ROOT = Path(__file__).parents[3]
 PROBE = Path(__file__).with_name("probe.js")
 LAUNCH = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-WINDOW = {"width": 1280, "height": 900}
+WIDTH = 1280
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def opened(browser: Any, address: str, control: Control, *scripts: Path) -> Iter
 
     The control is at the top of the window, so that as much as possible of what it changes can be seen.
     """
-    page = browser.new_page(viewport=WINDOW)
+    page = browser.new_page(viewport={"width": WIDTH, "height": control.window})
     page.set_default_timeout(120_000)
     for script in (PROBE, *scripts):
         page.add_init_script(path=script)
