@@ -13,7 +13,7 @@ import numpy as np
 from analysis.export import Columns
 from analysis.memory import remembered
 from analysis.temporal import cosine_similarity, histogram, symlog
-from qvd_core.calibration.temporal_features import temporal_features
+from qvd_core.calibration.temporal_features import TemporalFeatures, temporal_features
 from qvd_core.formats import HTDQ
 from qvd_core.methods.htdq import (
     CoefficientSearch,
@@ -122,7 +122,7 @@ def htdq_table(model: VideoModel, steps: int, bits: int, method: HTDQ) -> HTDQTa
     """
     import torch
 
-    features = temporal_features(model, steps).values.float().cpu()
+    features = features_of(model, steps).values.float()
     search = None
     coefficient = 1.0
     if not method.port:
@@ -175,10 +175,16 @@ def in_words(table: HTDQTable) -> str:
 
 
 @remembered
+def features_of(model: VideoModel, steps: int) -> TemporalFeatures:
+    """`temporal_features`; making a sampler for its timesteps takes longer than anything else here."""
+    return temporal_features(model, steps)
+
+
+@remembered
 def _searched(
     model: VideoModel, steps: int, bits: int, form: str, sign_inside: bool, radius: int, centred: bool
 ) -> CoefficientSearch:
-    features = temporal_features(model, steps).values.float().cpu()
+    features = features_of(model, steps).values.float()
     return search_coefficient(features, bits, form=form, sign_inside=sign_inside, radius=radius, centred=centred)
 
 

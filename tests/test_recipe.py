@@ -336,3 +336,26 @@ def test_a_link_cannot_unpack_to_any_size():
     bomb = base64.urlsafe_b64encode(zlib.compress(b'{"' + b"a" * 50_000_000, 9)).decode()
     with pytest.raises(RecipeError, match="damaged"):
         Recipe.from_query(f"recipe=z.{bomb}")
+
+
+def test_an_override_may_choose_another_range_and_search():
+    recipe = get_recipe("mse-w4a8").override("temporal_attention", 4, 6, range="dynamic_per_token")
+    recipe = recipe.override("conv_in", 8, 8, search="min_max")
+    inputs = recipe.formats("x.attn1.to_q", "temporal_attention")[1]
+    assert (inputs.bits, inputs.range, inputs.search) == (6, "dynamic_per_token", "mse")
+    inputs = recipe.formats("conv_in", "first_layer")[1]
+    assert (inputs.bits, inputs.range, inputs.search) == (8, "static_per_tensor", "min_max")
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert Recipe.from_query(recipe.to_query()) == recipe
+
+
+def test_a_static_range_in_a_dynamic_recipe_needs_statistics():
+    assert not get_recipe("dynamic-w8a8").needs_statistics
+    assert not get_recipe("dynamic-w8a8").override("conv_in", 8, 6).needs_statistics
+    assert get_recipe("dynamic-w8a8").override("conv_in", 8, 8, range="static_per_tensor").needs_statistics
+
+
+@pytest.mark.parametrize("formats", [{"range": "per_galaxy"}, {"search": "luck"}], ids=str)
+def test_overrides_of_unknown_formats(formats):
+    with pytest.raises(RecipeError, match=r"Unknown (activation range|range search)"):
+        get_recipe("mse-w4a8").override("conv_in", 8, 8, **formats)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -12,11 +11,14 @@ from qvd_core.formats import ACTIVATION_BITS, WEIGHT_BITS, Override
 from qvd_core.recipe import Recipe
 from ui import panels
 from ui.controls import Values, heading
+from ui.method_words import RANGES, SEARCHES
 
 if TYPE_CHECKING:
     from qvd_core.models.loader import VideoModel
 
 FLOAT = ("float", 0)
+RANGE_NAMES = {value: name for name, value in RANGES}
+SEARCH_NAMES = {value: name for name, value in SEARCHES}
 
 
 class ExceptionControls:
@@ -92,12 +94,14 @@ def _is_exemption(override: Override) -> bool:
 def _listing(exceptions: list[Override]) -> str:
     if not exceptions:
         return panels.note("No layer has bits of its own.")
-    lines = "".join(
-        f"<tr><td>{escape(o.sites)}</td><td>{_width(o.weight_bits)}</td><td>{_width(o.activation_bits)}</td></tr>"
-        for o in exceptions
-    )
-    head = "<tr><th>Sites</th><th>Weight bits</th><th>Input bits</th></tr>"
-    return f'<table class="qvd-table"><thead>{head}</thead><tbody>{lines}</tbody></table>'
+    rows = [(o.sites, _width(o.weight_bits), _width(o.activation_bits), _formats(o)) for o in exceptions]
+    return panels.table(("Sites", "Weight bits", "Input bits", "Range of inputs"), rows)
+
+
+def _formats(override: Override) -> str:
+    chosen = [RANGE_NAMES[override.range]] if override.range else []
+    chosen += [SEARCH_NAMES[override.search]] if override.search else []
+    return ", ".join(chosen) or "as all"
 
 
 def _width(bits: int | None) -> str:

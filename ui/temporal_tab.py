@@ -156,14 +156,13 @@ def _method(choices: Mapping[str, Any]) -> HTDQ:
 def _temporal(model: VideoModel, recipe: Recipe, choices: dict[str, Any]) -> Mapping[str, Shown | str]:
     from analysis.export import tidy
     from analysis.figures import temporal as figures
-    from analysis.htdq import htdq_table
+    from analysis.htdq import features_of, htdq_table
     from analysis.htdq import in_words as htdq_in_words
     from analysis.temporal import in_words, temporal_table
-    from qvd_core.calibration.temporal_features import temporal_features
 
     steps = whole_number(choices, "steps", 2, MOST_STEPS)
     bits = whole_number(choices, "bits", ACTIVATION_BITS[0], ACTIVATION_BITS[-1])
-    plain = temporal_table(temporal_features(model, steps), bits)
+    plain = temporal_table(features_of(model, steps), bits)
     table = htdq_table(model, steps, bits, _method(choices))
     matrices = {
         "full": (table.similarity, "Full precision"),

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qvd_core.errors import CalibrationError, RecipeError
 from qvd_core.formats import ACTIVATION_BITS
-from qvd_core.quantizers.logarithmic import FORMS, fake_quantize, level_count, log_grid
+from qvd_core.quantizers.logarithmic import FORMS, LogGrid, level_count, log_grid
 
 GRID_POINTS = 100
 LOW_PERCENTILE = 0.01
@@ -224,14 +224,28 @@ def search_coefficient(
     if coefficients.ndim != 1 or not len(coefficients) or not (coefficients.isfinite() & (coefficients > 0)).all():
         raise RecipeError(f"Relaxation coefficients are a list of positive numbers, not {coefficients.tolist()}.")
     absmax, centre = features.abs().max(), _centre(features, centred)
+    ascending, order = features.abs().flatten().sort()
+    back = order.argsort()
     errors, scores = [], []
     for some in coefficients.split(max(1, BLOCK // features.numel())):
-        quantized = fake_quantize(features, log_grid(absmax, some[:, None, None], bits, form, sign_inside))
+        magnitudes = _rounded(ascending, log_grid(absmax, some, bits, form, sign_inside))
+        quantized = magnitudes[:, back].reshape(-1, *features.shape) * features.sign()
         errors.append(relative_error(features, quantized))
         scores.append(td_score(quantized, radius, centre))
     l2, score = torch.cat(errors), torch.cat(scores)
     reference = td_score(features, radius, centre)
     return CoefficientSearch(coefficients, combined_k(l2, score, reference, weight), l2, score, float(reference))
+
+
+def _rounded(ascending: Tensor, grid: LogGrid) -> Tensor:
+    """What [G] grids make of N ascending magnitudes, fp32 [G, N]: what `fake_quantize` would, and faster.
+
+    Few thresholds are looked up among the magnitudes, rather than each magnitude among the thresholds.
+    """
+    first = torch.searchsorted(ascending, grid.thresholds)
+    ends = torch.full_like(first[:, :1], len(ascending))
+    counts = torch.cat([torch.zeros_like(ends), first, ends], 1).diff()
+    return grid.magnitudes.flatten().repeat_interleave(counts.flatten()).reshape(len(first), -1)
 
 
 def _centre(features: Tensor, centred: bool) -> Tensor | None:
