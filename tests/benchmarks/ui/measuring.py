@@ -11,9 +11,9 @@ from typing import Any
 from tests.benchmarks.ui.acting import LISTENED, slider_place, use
 from tests.benchmarks.ui.controls import Control
 
-WARM_UP = 5
+WARM_UP = 4
 TRIES = 10
-QUIET = 200  # ms without any change before the next sample
+QUIET = 150  # ms without any change before the next sample
 QUIET_AFTER_DRAG = 600
 PATIENCE = 20_000
 

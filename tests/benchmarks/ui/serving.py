@@ -51,7 +51,7 @@ def opened(browser: Any, address: str, control: Control, *scripts: Path) -> Iter
             page.locator(f"#{elem_id}").get_by_text(label, exact=True).click()
     page.locator(f"#{control.elem_id}").evaluate("node => node.scrollIntoView({block: 'start'})")
     page.wait_for_selector(f"#{control.view} .main-svg")
-    page.wait_for_timeout(1500)
+    page.wait_for_timeout(1000)
     yield page
     page.close()
 
