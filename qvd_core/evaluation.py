@@ -173,7 +173,7 @@ def evaluate(
 
 
 def other_processes(device: str) -> Any:
-    """The processes `accelerate launch` started this one among, as accelerate's PartialState; None if alone."""
+    """The processes `accelerate launch` or `torchrun` started this one among, as PartialState; None if alone."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return None
     from accelerate import PartialState

@@ -251,9 +251,8 @@ class _Builder:
                     centred=method.centred,
                 )
             coefficient = self.coefficients[bits].coefficient
-        return Logarithmic(
-            log_grid(absmax, torch.as_tensor(coefficient).to(absmax), bits, method.form, method.sign_inside)
-        )
+        alpha = torch.tensor(coefficient, dtype=torch.float64, device=absmax.device)  # as the search had it
+        return Logarithmic(log_grid(absmax, alpha, bits, method.form, method.sign_inside))
 
     def _tabulated(self, layer: Any) -> TabulatedLayer:
         return TabulatedLayer(layer(self.features.to(layer.weight.dtype)), self.clock)

@@ -130,6 +130,8 @@ def evaluate(options: argparse.Namespace) -> tuple[Any, str]:
     if not 1 <= options.clips <= MOST_CLIPS:
         raise QvdError(f"--clips {options.clips} is out of range; choose 1 to {MOST_CLIPS}.")
     processes = other_processes(options.device)
+    if processes is not None:
+        print(f"process {processes.process_index + 1} of {processes.num_processes}", file=sys.stderr)
     model = load_model(options)
     needed = any(recipe.needs_statistics for recipe in recipes)
     statistics = find_statistics(options, model, needed) if needed else None
