@@ -28,7 +28,8 @@ const visible = () => root.isConnected && root.clientWidth > 0;
 
 // ---- asking --------------------------------------------------------------------------------------
 
-// One question is under way at a time; later ones only mark what is shown as stale, so the last one wins.
+// One question is under way at a time; later ones only mark what is shown as stale, so the last one wins. Answers
+// on the way are shown too: a figure follows a slider while it is dragged.
 async function update() {
   if (working) return;
   working = true;
@@ -43,7 +44,6 @@ async function update() {
       const reply = asked.slots ? asked : await server.answer_live(asked);
       clearTimeout(patience);
       delete root.dataset.waiting;
-      if (stale && !asked.slots) continue;
       await show(reply);
       root.dataset.took = Math.round(performance.now() - began);
     }
