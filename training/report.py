@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from diffusers import UNetMotionModel
 
-from analysis.channels import site_overview
+from analysis.site_map import site_overview
 from analysis.temporal import moments
 from qvd_core.calibration.calibrate import calibrate, calibration_prompts
 from qvd_core.calibration.temporal_features import temporal_features

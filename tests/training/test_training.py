@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,6 +40,11 @@ def test_latents_have_unit_variance_and_decode_to_the_best_linear_approximation(
     lost = singular[16:].square().sum() / patches.numel()
     error = (basis.decode(latents) - pictures).mul(2).square().mean()
     assert error == pytest.approx(lost.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in Path(denoiser.__file__).parent.glob("[a-z]*.py")))
+def test_every_part_of_training_can_be_imported(name: str) -> None:
+    importlib.import_module(f"training.{name}")
 
 
 def test_every_caption_is_one_token_per_word() -> None:
