@@ -149,6 +149,8 @@ def _channels(
     from analysis.scri import channel_widths, staged_transform, threshold_table
 
     statistics = _known(registry, model)
+    if not choices.get("layer"):
+        raise RecipeError("Choose a layer.")
     site = one_of(choices, "layer", statistics.low)
     at = whole_number(choices, "step", 0, statistics.run.steps)
     in_frame = whole_number(choices, "frame", 0, statistics.run.frames)

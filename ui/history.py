@@ -11,7 +11,7 @@ from qvd_core.recipe import Recipe
 MOST = 50
 
 
-def undo_button(recipe: gr.State) -> None:
+def undo_button(model_name: gr.State, recipe: gr.State) -> None:
     """Build a button that takes back the last change of `recipe`, as often as there are changes."""
     past = gr.State([])  # recipes, the present one last
     button = gr.Button("Undo", size="sm", interactive=False, elem_id="undo")
@@ -27,5 +27,6 @@ def undo_button(recipe: gr.State) -> None:
         return recipes[:-1], recipes[-2]
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    recipe.change(remember, [recipe, past], [past, button], **quiet)
+    # The model is set once when the page opens, also if the recipe then stays as it is.
+    gr.on([model_name.change, recipe.change], remember, [recipe, past], [past, button], **quiet)
     button.click(undo, past, [past, recipe], **quiet)

@@ -163,7 +163,7 @@ class LiveView:
             found = self._found(asked)
             slot, form = asked.get("slot"), asked.get("format")
             shown = found.get(slot) if isinstance(slot, str) else None
-            if not isinstance(shown, Shown) or form not in DOWNLOADS:
+            if not isinstance(shown, Shown) or not isinstance(form, str) or form not in DOWNLOADS:
                 raise RecipeError(f"There is no {form!r} file of {slot!r}.")
         except QvdError as error:
             return {"error": str(error)}
@@ -221,7 +221,7 @@ def whole_number(choices: Mapping[str, Any], name: str, low: int, high: int) -> 
         RecipeError: it is none.
     """
     value = choices.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or int(value) != value:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1 != 0:  # of no and endless numbers
         raise RecipeError(f"{name} = {value!r} is no whole number.")
     if not low <= value <= high:
         raise RecipeError(f"{name} = {value!r} is out of range; choose {low} to {high}.")

@@ -47,7 +47,7 @@ def sidebar(registry: Registry, model_name: gr.State, recipe: gr.State) -> None:
         )
         words = gr.HTML(elem_id="method-words", elem_classes="qvd-flush")
         summary = gr.HTML(elem_id="recipe-summary", elem_classes="qvd-flush")
-        undo_button(recipe)
+        undo_button(model_name, recipe)
 
     def choose_model(source: str, present: str) -> Iterator[tuple[Any, Any, str]]:
         """The state changes once the model is there; if it cannot be had, the menu returns to the present one."""

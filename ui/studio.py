@@ -57,8 +57,8 @@ def build(*, any_model: bool = False) -> gr.Blocks:
                 recipe_tab(registry, model_name, recipe)
             with gr.Tab("Channels", id="channels") as channels:
                 channels_tab(registry, model_name, recipe, channels)
-            with gr.Tab("Temporal", id="temporal"):
-                temporal_tab(registry, model_name, recipe)
+            with gr.Tab("Temporal", id="temporal") as temporal:
+                temporal_tab(registry, model_name, recipe, temporal)
             with gr.Tab("Errors", id="errors"):
                 errors_tab(registry, runs, model_name, recipe)
             with gr.Tab("Sensitivity", id="sensitivity") as sensitivity:

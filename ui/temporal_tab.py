@@ -45,8 +45,8 @@ FORMS = [
 ]
 
 
-def temporal_tab(registry: Registry, model_name: gr.State, recipe: gr.State) -> None:
-    """Build the tab; it follows the model, and its controls follow the recipe."""
+def temporal_tab(registry: Registry, model_name: gr.State, recipe: gr.State, tab: gr.Tab) -> None:
+    """Build the tab inside `tab`; it follows the model, and its controls follow the recipe, also before it opens."""
     gr.HTML(panels.note(ABOUT))
     with gr.Row():
         steps = gr.Slider(2, MOST_STEPS, DEFAULT_STEPS, step=1, label="Denoising steps", elem_id="temporal-steps")
@@ -91,13 +91,14 @@ def temporal_tab(registry: Registry, model_name: gr.State, recipe: gr.State) -> 
     view = LiveView(registry, "temporal-view", slots, _temporal)
     use = gr.Button("Use this HTDQ in the recipe", size="sm", elem_id="temporal-use")
 
+    @shown
     def follow_model(name: str) -> Any:
-        model = registry.loaded(name)
-        return gr.skip() if model is None else min(model.spec.steps, MOST_STEPS)
+        return min(registry.model(name).spec.steps, MOST_STEPS) if name else gr.skip()
 
+    @shown
     def follow_recipe(name: str, current: Recipe) -> list[Any]:
-        model = registry.loaded(name)
-        width = gr.skip() if model is None else _recipe_bits(model, current)
+        # Waits for a model that is loading: who opens the page by a link comes before it is there.
+        width = _recipe_bits(registry.model(name), current) if name else gr.skip()
         method = current.temporal
         if not isinstance(method, HTDQ):
             return [width, *[gr.skip()] * 6]
@@ -123,7 +124,7 @@ def temporal_tab(registry: Registry, model_name: gr.State, recipe: gr.State) -> 
     followers = [bits, form, search, coefficient, weight, radius, sign]
     gr.on([model_name.change, recipe.change], follow_recipe, [model_name, recipe], followers, **quiet)
     use.click(use_in_recipe, [recipe, *controls.values()], recipe, show_progress="hidden", api_visibility="private")
-    view.follow(model_name, recipe, controls)
+    view.follow(model_name, recipe, controls, tab.select)
 
 
 def _recipe_bits(model: VideoModel, recipe: Recipe) -> int:

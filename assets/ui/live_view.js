@@ -23,6 +23,8 @@ const chosen = {};                  // what controls said last, which a question
 let stale = false;                  // whether it is newer than what is shown
 let working = false;
 let knownWidth = 0;
+let pause = 0;                      // the timer that ends with `drawSeen(NEAR)`
+const NEAR = 200;                   // pixels around the window, which the next scroll may show
 
 const visible = () => root.isConnected && root.clientWidth > 0;
 
@@ -51,7 +53,8 @@ async function update() {
     say('error', 'This view could not be drawn. Reload the page to try again.');
   } finally {
     working = false;
-    drawSeen();                     // what was scrolled to meanwhile
+    clearTimeout(pause);
+    pause = setTimeout(() => drawSeen(NEAR), 100);
   }
 }
 
@@ -66,8 +69,7 @@ async function show(reply) {
     if (node.dataset.kind === 'words') node.innerHTML = content;   // made, and escaped, by the server
     else wanted.set(node, content);
   }
-  // A figure takes some 20 ms to draw: those that cannot be seen wait until they can.
-  await drawSeen();
+  await drawSeen(0);
   root.dataset.shown = Number(root.dataset.shown ?? 0) + 1;
 }
 
@@ -95,10 +97,13 @@ function plotly() {
   return window.qvdPlotly;
 }
 
-async function drawSeen() {
+// A figure takes some 20 ms to draw. Those in the window come with the answer, those near it in a pause after it,
+// and the others when they are scrolled to.
+async function drawSeen(margin) {
   for (const node of wanted.keys()) {
+    if (margin && working) return;
     const box = node.getBoundingClientRect();
-    if (node.hidden || (box.bottom > -200 && box.top < innerHeight + 200)) await draw(node);
+    if (node.hidden || (box.bottom > -margin && box.top < innerHeight + margin)) await draw(node);
   }
 }
 
@@ -203,12 +208,11 @@ const watching = new IntersectionObserver(() => {
 });
 
 // Fires when a figure is scrolled to.
-const looking = new IntersectionObserver(() => {
-  if (!working) drawSeen();
-}, { rootMargin: '200px' });
+const looking = new IntersectionObserver(() => drawSeen(NEAR), { rootMargin: `${NEAR}px` });
 for (const node of slots.values()) if (node.dataset.kind === 'figure') looking.observe(node);
 
 function letGo() {
+  clearTimeout(pause);
   resizing.disconnect();
   watching.disconnect();
   looking.disconnect();

@@ -1,4 +1,4 @@
-"""What the tests of live views do on a page, and how they read what it shows."""
+"""What browser tests do on a page, and how they read what it shows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+
+RUN = 180_000  # milliseconds: what runs a model, on a slow and busy machine
 
 COUNT_CONTEXTS = """
 window.contexts = 0;
@@ -40,16 +42,26 @@ def open_tab(page: Any, name: str) -> None:
     page.get_by_role("tab", name=name, exact=True).click()
 
 
+def recipe_name(page: Any) -> str:
+    return str(page.inner_text("[data-testid=recipe-name]"))
+
+
+def wait_for_recipe(page: Any, name: str) -> None:
+    shown = "document.querySelector('[data-testid=recipe-name]')?.innerText"
+    page.wait_for_function(f"name => {shown} === name", arg=name, timeout=RUN)
+
+
 @contextmanager
 def answered(page: Any, view: str) -> Iterator[None]:
     """Do something that changes what a view shows, and wait until it shows it."""
-    shown = f"document.querySelector('#{view} .qvd-view').dataset.shown"
+    shown = f"document.querySelector('#{view} .qvd-view')?.dataset.shown"  # of a tab not yet opened, nothing
     before = page.evaluate(shown)
     yield
-    page.wait_for_function(f"before => {shown} !== before", arg=before)
+    ready = f"document.querySelector('#{view} .qvd-view')?.dataset.state === 'ready'"
+    page.wait_for_function(f"before => {shown} !== before && {ready}", arg=before)
     page.evaluate(
         f"""async () => {{
-          for (let before; before !== {shown};) {{
+          for (let before; before !== {shown} || !{ready};) {{
             before = {shown};
             await new Promise(resolve => setTimeout(resolve, 100));
           }}

@@ -3,57 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests.browser.live_pages import RUN, choose, open_tab, set_number, wait_for_recipe
 from ui.method_words import METHODS
 
 pytestmark = pytest.mark.browser
 
-RUN = 180_000  # milliseconds: a comparison on a slow, busy machine
 READY = "[data-testid=comparator][data-state=ready]"
-
-
-@pytest.fixture
-def visit(chromium: Any, app_address: str) -> Iterator[Any]:
-    """Open the page as a new visitor; console errors fail the test."""
-    contexts, errors = [], []
-
-    def opened(query: str = "", **options: Any) -> Any:
-        context = chromium.new_context(viewport={"width": 1280, "height": 900}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-        page.goto(app_address + query)
-        page.wait_for_selector("#device >> text=Runs on", timeout=RUN)
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert not errors, errors
-
-
-def choose(page: Any, menu: str, label: str) -> None:
-    """Pick an entry of one of the sidebar's menus."""
-    page.click(f"{menu} input")
-    page.get_by_role("option", name=label, exact=True).click()
 
 
 def choose_recipe(page: Any, name: str) -> None:
     """Pick the method and the bits of a named recipe."""
     method, _, bits = name.rpartition("-")
-    choose(page, "#method-menu", METHODS[method][0])
-    choose(page, "#bits-menu", bits.upper())
+    choose(page, "method-menu", METHODS[method][0])
+    choose(page, "bits-menu", bits.upper())
     wait_for_recipe(page, name)
-
-
-def wait_for_recipe(page: Any, name: str) -> None:
-    shown = "[data-testid=recipe-name]"
-    page.wait_for_function(f"name => document.querySelector('{shown}')?.innerText === name", arg=name, timeout=RUN)
 
 
 def menus(page: Any) -> tuple[str, str]:
@@ -61,18 +28,9 @@ def menus(page: Any) -> tuple[str, str]:
     return page.input_value("#method-menu input"), page.input_value("#bits-menu input")
 
 
-def open_tab(page: Any, name: str) -> None:
-    page.get_by_role("tab", name=name, exact=True).click()
-
-
-def set_number(page: Any, selector: str, value: int) -> None:
-    page.fill(f"{selector} input[type=number]", str(value))
-    page.keyboard.press("Tab")
-
-
 def compare(page: Any, steps: int = 4) -> dict[str, str]:
     """Press Generate and wait; the figures on the score cards."""
-    set_number(page, "#compare-steps", steps)
+    set_number(page, "compare-steps", steps)
     page.click("#compare-generate")
     page.wait_for_selector("#compare-cancel:not([disabled])", timeout=RUN)
     page.wait_for_selector("#compare-generate:not([disabled])", timeout=RUN)
@@ -108,7 +66,7 @@ def test_fewer_bits_are_further_from_the_reference(visit: Any) -> None:
 
 def test_cancel_stops_the_run_and_leaves_the_page_usable(visit: Any) -> None:
     page = visit()
-    set_number(page, "#compare-steps", 50)
+    set_number(page, "compare-steps", 50)
     page.click("#compare-generate")
     page.wait_for_selector("#compare-status >> text=/step \\d+ of 50/", timeout=RUN)
     page.click("#compare-cancel")
@@ -122,7 +80,7 @@ def test_two_visitors_with_different_recipes_get_what_each_gets_alone(visit: Any
     choose_recipe(second, "minmax-w4a4")
     alone = [compare(first), compare(second)]
     for page in (first, second):
-        set_number(page, "#compare-steps", 4)
+        set_number(page, "compare-steps", 4)
         page.click("#compare-generate")
     together = []
     for page in (first, second):
@@ -145,7 +103,7 @@ def test_the_recipe_tab_changes_sizes_everywhere(visit: Any) -> None:
     page = visit()
     before = page.inner_text("#recipe-summary")
     open_tab(page, "Recipe")
-    set_number(page, "#weight-bits", 3)
+    set_number(page, "weight-bits", 3)
     page.wait_for_function("before => document.querySelector('#recipe-summary').innerText !== before", arg=before)
     wait_for_recipe(page, "minmax-w3a8")
     page.wait_for_function("() => decodeURIComponent(location.search).includes('minmax-w3a8')")
@@ -203,7 +161,7 @@ def test_a_custom_recipe_keeps_its_method_when_its_bits_change_and_travels_in_it
     page.keyboard.press("Enter")
     wait_for_recipe(page, "custom-w4a8+2")
     page.wait_for_function("""() => decodeURIComponent(location.search).includes('"coefficient":2.5')""")
-    choose(page, "#bits-menu", "W6A6")
+    choose(page, "bits-menu", "W6A6")
     wait_for_recipe(page, "custom-w6a6+2")
     assert menus(page) == ("Custom", "W6A6")
     page.wait_for_function("() => decodeURIComponent(location.search).includes('custom-w6a6')")
@@ -213,7 +171,7 @@ def test_a_custom_recipe_keeps_its_method_when_its_bits_change_and_travels_in_it
     open_tab(other, "Recipe")
     other.get_by_text("HTDQ in detail").click()
     other.wait_for_function("() => document.querySelector('#htdq-coefficient input')?.value === '2.5'")
-    choose(other, "#method-menu", "QVD")
+    choose(other, "method-menu", "QVD")
     wait_for_recipe(other, "qvd-w6a6")
     other.wait_for_selector("#htdq-searched input:checked")  # the tab follows the menu
 
@@ -232,7 +190,7 @@ def test_quick_edits_are_all_kept(visit: Any) -> None:
       const link = decodeURIComponent(location.search);
       return ['"strength":0.62', 'static_per_step', '"symmetric":true'].every(part => link.includes(part));
     }""")
-    choose(page, "#method-menu", "SmoothQuant")
+    choose(page, "method-menu", "SmoothQuant")
     wait_for_recipe(page, "smoothquant-w8a8")
     page.wait_for_function("() => document.querySelector('#channel-strength input[type=number]').value === '0.5'")
 
@@ -246,26 +204,17 @@ def test_an_impossible_number_is_explained_and_taken_back(visit: Any) -> None:
     page.keyboard.press("Tab")
     page.wait_for_selector("text=radius = 0 is out of range", timeout=RUN)
     page.wait_for_function("() => document.querySelector('#htdq-radius input').value === '2'")
-    set_number(page, "#weight-bits", 3)
+    set_number(page, "weight-bits", 3)
     wait_for_recipe(page, "qvd-w3a8")
 
 
 def test_steps_a_recipe_is_not_made_for_are_refused_before_the_run(visit: Any) -> None:
     page = visit("?recipe=tabulated-w8a8")
     wait_for_recipe(page, "tabulated-w8a8")
-    set_number(page, "#compare-steps", 7)
+    set_number(page, "compare-steps", 7)
     page.click("#compare-generate")
     page.wait_for_selector("text=Set Steps to 25", timeout=RUN)
     assert page.is_enabled("#compare-generate")
-
-
-def test_the_temporal_tab_says_that_the_recipe_has_another_grid(visit: Any) -> None:
-    page = visit("?recipe=qvd-w8a8")
-    wait_for_recipe(page, "qvd-w8a8")
-    open_tab(page, "Temporal")
-    page.wait_for_selector("#temporal-sentence >> text=on a logarithmic grid (HTDQ)", timeout=RUN)
-    choose(page, "#method-menu", "Min-max")
-    page.wait_for_function("() => !document.querySelector('#temporal-sentence').innerText.includes('HTDQ')")
 
 
 def test_an_impossible_prompt_is_explained_and_nothing_is_lost(visit: Any) -> None:
@@ -294,27 +243,6 @@ def test_a_failed_run_keeps_what_was_compared_before(visit: Any) -> None:
     assert page.locator("#compare-scores .value").all_inner_texts()[0] == before["PSNR"]
 
 
-def test_the_temporal_tab_says_what_a_direct_computation_gives(visit: Any) -> None:
-    from analysis.temporal import temporal_table
-    from qvd_core.calibration.temporal_features import temporal_features
-    from qvd_core.models.loader import load
-
-    page = visit()
-    open_tab(page, "Temporal")
-    set_number(page, "#temporal-bits", 4)
-    share = temporal_table(temporal_features(load("animatediff-mini"), 25), 4).zero_share
-    page.wait_for_selector(f"#temporal-cards >> text={share:.1%}", timeout=RUN)
-
-
-def test_the_channels_tab_shows_the_shipped_statistics(visit: Any) -> None:
-    page = visit()
-    open_tab(page, "Channels")
-    page.wait_for_selector("#channels-figure .main-svg", timeout=RUN)
-    assert page.locator("#channels-cards .value").first.inner_text().endswith("%")
-    set_number(page, "#channels-step", 3)
-    page.wait_for_selector("#channels-sentence >> text=At step 3", timeout=RUN)
-
-
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_fits_its_window(chromium: Any, app_address: str, width: int, scheme: str) -> None:
@@ -324,7 +252,7 @@ def test_the_page_fits_its_window(chromium: Any, app_address: str, width: int, s
     page.wait_for_selector("#compare-generate", timeout=RUN)
     page.wait_for_timeout(500)  # the sidebar folds with a transition
     page.click("#compare-generate", trial=True)  # nothing covers the button
-    for tab in ("Compare", "Model", "Recipe", "Channels", "Temporal"):
+    for tab in ("Compare", "Model", "Recipe", "Channels", "Temporal", "Errors", "Sensitivity"):
         open_tab(page, tab)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, tab
     context.close()

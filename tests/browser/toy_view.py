@@ -80,6 +80,10 @@ class OneModel(Registry):
         return recipe
 
 
+def tell(event: gr.EventData) -> str:
+    return f"{event.slot} {event.x} {event.y}"
+
+
 def build() -> gr.Blocks:
     registry = OneModel()
     slots = words_slot("sentence") + beside(figure_slot("bars", 300), figure_slot("matrix", 300))
@@ -89,13 +93,13 @@ def build() -> gr.Blocks:
         with gr.Tab("First"):
             first = LiveView(registry, "first", slots, answer)
             picked = gr.Textbox(label="picked", elem_id="picked")
-            first.component.pick(lambda event: f"{event.slot} {event.x} {event.y}", None, picked)
-        with gr.Tab("Later"):
+            first.component.pick(tell, None, picked)
+        with gr.Tab("Later") as later_tab:
             later = LiveView(registry, "later", slots, answer)
-        with gr.Tab("Far"):
+        with gr.Tab("Far") as far_tab:
             gr.HTML('<div style="height: 2000px"></div>')
             far = LiveView(registry, "far", slots, answer)
-        for view in (first, later, far):
-            view.follow(model_name, recipe, {"number": number})
+        for view, also in ((first, ()), (later, (later_tab.select,)), (far, (far_tab.select,))):
+            view.follow(model_name, recipe, {"number": number}, *also)
         demo.load(lambda: "toy", None, model_name)
     return demo

@@ -15,6 +15,8 @@ LISTENED = {
 }
 """By kind: the DOM event from which on a change is under way, and what it happens to. The handler runs with it."""
 
+OPENING = 400  # ms in which a menu unfolds, and a visitor reads
+
 
 def use(page: Any, control: Control, random: Random) -> None:
     """Choose another value at random."""
@@ -55,4 +57,7 @@ def _choose_entry(page: Any, control: Control, random: Random) -> None:
     options.first.wait_for()
     chosen = options.evaluate_all("nodes => nodes.findIndex(node => node.ariaSelected === 'true')")
     places = [place for place in range(0, options.count(), control.every) if place != chosen]
-    options.nth(random.choice(places)).click()
+    option = options.nth(random.choice(places))
+    option.scroll_into_view_if_needed()
+    page.wait_for_timeout(OPENING)
+    option.click()

@@ -16,14 +16,13 @@ STAGES = {
     "event to request": ("first", "sent"),
     "request to answer": ("sent", "arrived"),
     "answer to drawing": ("arrived", "drawing"),
-    "drawing": ("drawing", "drawn"),
-    "drawing to pixels": ("drawn", "end"),
+    "drawing to pixels": ("drawing", "end"),
     "all": ("first", "end"),
 }
 
 
 def stages(page: Any, control: Control, random: Random, repeats: int) -> dict[str, float]:
-    """Medians in milliseconds of every stage; how many figures were drawn, and bytes of the answer."""
+    """Medians in milliseconds of every stage; how many figures were drawn, seen or not, and bytes of the answer."""
     rows = []
     for _ in range(repeats):
         page.evaluate("qvdStages.take()")

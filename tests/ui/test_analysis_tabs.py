@@ -1,0 +1,107 @@
+"""What the tabs' views answer to anybody: an answer, or a refusal that says what is wrong; never an exception."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from qvd_core.calibration.statistics import Statistics
+from qvd_core.models.loader import VideoModel
+from qvd_core.recipe import get_recipe
+from tests.ui.pages import analysis_tabs, asked, server_functions, serving
+
+TEMPORAL = {
+    "steps": 4,
+    "bits": 4,
+    "form": "H1",
+    "search": True,
+    "coefficient": 0,
+    "weight": 1,
+    "radius": 2,
+    "sign": True,
+}
+SENSITIVITY = {"cost": "bytes", "budget": 40, "bits": "w4a8"}
+JUNK = [None, "", "../../etc/passwd", -1, 10**400, 1.5, math.nan, math.inf, [], {}, ["as it is"]]
+
+
+def channels(model: VideoModel) -> dict[str, Any]:
+    layer = next(site.name for site in model.sites if site.role == "temporal_attention")
+    return {
+        "layer": layer,
+        "step": 1,
+        "frame": 1,
+        "bits": 8,
+        "sort": "range",
+        "stage": "shifted and scaled",
+        "threshold": 0.5,
+    }
+
+
+def choices_of(view: str, model: VideoModel) -> dict[str, Any]:
+    return {
+        "map-view": {"metric": "coverage"},
+        "channels-view": channels(model),
+        "temporal-view": TEMPORAL,
+        "sensitivity-view": SENSITIVITY,
+    }[view]
+
+
+VIEWS = ["map-view", "channels-view", "temporal-view", "sensitivity-view"]
+
+
+@pytest.fixture(scope="module")
+def demo(model: VideoModel, statistics: Statistics) -> gr.Blocks:
+    registry = serving(model)
+    registry.keep_statistics(model, statistics)
+    return analysis_tabs(registry)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_every_answer_can_be_sent(demo: gr.Blocks, model: VideoModel, view: str) -> None:
+    found = server_functions(demo, view)["answer_live"](asked(model, choices_of(view, model)))
+    assert set(found) == {"slots"}, found
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_junk_in_any_control_is_refused(demo: gr.Blocks, model: VideoModel, view: str) -> None:
+    reply = server_functions(demo, view)["answer_live"]
+    good = choices_of(view, model)
+    for control in good:
+        for junk in JUNK:
+            if isinstance(good[control], float) and junk == 1.5:
+                continue
+            found = reply(asked(model, {**good, control: junk}))
+            assert set(found) == {"error"} or _means_something(control, junk), (control, junk, set(found))
+        assert set(reply(asked(model, {k: v for k, v in good.items() if k != control}))) == {"error"}, control
+
+
+def _means_something(control: str, junk: Any) -> bool:
+    """α as a power of two and λ are any numbers, within reason."""
+    return control in ("coefficient", "weight") and junk in (-1, 1.5)
+
+
+@pytest.mark.parametrize("view", ["map-view", "channels-view", "sensitivity-view"])
+def test_without_statistics_a_view_says_how_to_get_them(model: VideoModel, view: str) -> None:
+    demo = analysis_tabs(serving(model))
+    message = server_functions(demo, view)["answer_live"](asked(model, choices_of(view, model)))["error"]
+    assert "has not been calibrated" in message
+    assert "Generate once in the Compare tab" in message
+
+
+def test_a_model_without_temporal_features_is_told_apart(wan: VideoModel) -> None:
+    demo = analysis_tabs(serving(wan))
+    recipe = get_recipe("dynamic-w8a8")
+    message = server_functions(demo, "temporal-view")["answer_live"](asked(wan, TEMPORAL, recipe))["error"]
+    assert "no layers known to take temporal features" in message
+
+
+def test_views_follow_every_control_they_ask_about(demo: gr.Blocks) -> None:
+    """A control without a change event would move and change nothing."""
+    for view, count in (("map-view", 1), ("channels-view", 7), ("temporal-view", 8), ("sensitivity-view", 3)):
+        moved = [one.js for one in demo.fns.values() if isinstance(one.js, str) and f"['{view}']" in one.js]
+        assert len(moved) == count, view
