@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("playwright.sync_api", reason="needs playwright")
 
 import gradio as gr
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from ui import comparator as module
 from ui.comparator import comparator, comparison_payload, preview_payload
@@ -93,25 +93,14 @@ def address() -> Iterator[str]:
         demo.close()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
-def open_page(browser: Browser, address: str) -> Iterator[Callable[..., Page]]:
+def open_page(chromium: Browser, address: str) -> Iterator[Callable[..., Page]]:
     """Open the page; at the end of the test, nothing may have been written to the error console."""
     errors: list[str] = []
     contexts = []
 
     def open_it(motion: bool = False, **options) -> Page:
-        context = browser.new_context(
+        context = chromium.new_context(
             reduced_motion="no-preference" if motion else "reduce",
             viewport=options.pop("viewport", {"width": 1280, "height": 1600}),
             **options,
