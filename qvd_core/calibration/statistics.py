@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -299,11 +300,15 @@ class InputObserver:
         self._calls[step] += 1
         if step % self.stride:
             return
-        for number in range((clip - step) % clips, self.tokens.shape[1], clips):
-            # Of several calls in a step, such as with and without the prompt, each is kept equally often.
-            place, luck = torch.rand(2, generator=self._random).tolist()
-            if luck * int(self._calls[step]) < 1:
-                self._keep(x, step, number, place)
+        numbers = range((clip - step) % clips, self.tokens.shape[1], clips)
+        if not numbers:
+            return
+        drawn = torch.rand(len(numbers), 2, generator=self._random).tolist()
+        # Of several calls in a step, such as with and without the prompt, each is kept equally often.
+        calls = int(self._calls[step])
+        kept = [(number, place) for number, (place, luck) in zip(numbers, drawn, strict=True) if luck * calls < 1]
+        if kept:
+            self._keep(x, step, *zip(*kept, strict=True))
 
     def _observe_frames(self, low: Tensor, high: Tensor, step: int) -> None:
         """Take in extremes [samples x frames, channels]."""
@@ -319,7 +324,9 @@ class InputObserver:
             torch.maximum(self.frame_high[step], high.amax(1), out=self.frame_high[step])
 
     def finish(self) -> None:
-        """Round extremes of steps and frames as a file keeps them, so that one from disk gives the same variant."""
+        """Round all as a file keeps it, so that statistics from disk give the same variant."""
+        small = self.tokens.abs().amax(-1, keepdim=True) < LARGEST_HALF
+        self.tokens = torch.where(small, self.tokens.half().float(), self.tokens)
         bottom, top = self.low.amin(0), self.high.amax(0)
         for low, high in PAIRS:
             if torch.isfinite(getattr(self, low)).all():  # else it was not observed
@@ -327,22 +334,25 @@ class InputObserver:
                 setattr(self, low, _decode(both[0], bottom, top))
                 setattr(self, high, _decode(both[1], bottom, top))
 
-    def _keep(self, x: Tensor, step: int, number: int, place: float) -> None:
+    def _keep(self, x: Tensor, step: int, numbers: tuple[int, ...], places: tuple[float, ...]) -> None:
+        """Take the tokens at `places`, shares of the way through the input, as those of these numbers."""
         if self.sequences:
-            token = x[int(place * len(x))]
+            tokens = x[[int(place * len(x)) for place in places]]
         elif self.linear:
-            tokens = x.reshape(-1, x.shape[-1])
-            token = tokens[int(place * len(tokens))]
+            rows = x.reshape(-1, x.shape[-1])
+            tokens = rows[[int(place * len(rows)) for place in places]][:, None]
         else:
             pixels = x[0, 0].numel()
-            sample, pixel = divmod(int(place * len(x) * pixels), pixels)
-            token = x[sample].flatten(1)[:, pixel]
-        token = token.float().cpu()
-        # As a file keeps it, so that statistics from disk give the same variant.
+            found = [divmod(int(place * len(x) * pixels), pixels) for place in places]
+            where = np.unravel_index([pixel for _, pixel in found], x.shape[2:])
+            samples = [sample for sample, _ in found]
+            index = (samples, slice(None), *(axis.tolist() for axis in where))
+            tokens = x[index][:, None]
         row = step // self.stride
-        self.tokens[row, number] = token.half().float() if token.abs().max() < LARGEST_HALF else token
+        self.tokens[row, list(numbers)] = tokens.float().cpu()
         if self.by_frame:
-            self.token_frames[row, number] = int(place * len(x)) % self.frame_low.shape[1]
+            frames = self.frame_low.shape[1]
+            self.token_frames[row, list(numbers)] = torch.tensor([int(p * len(x)) % frames for p in places]).float()
 
 
 def _extremes(x: Tensor, linear: bool) -> tuple[Tensor, Tensor]:
