@@ -15,7 +15,8 @@ from diffusers import DDIMScheduler, UNet3DConditionModel
 from torch import Tensor, nn
 
 from qvd_core.calibration.calibrate import calibrate
-from qvd_core.calibration.statistics import InputObserver, Statistics
+from qvd_core.calibration.observer import InputObserver
+from qvd_core.calibration.statistics import Statistics
 from qvd_core.device import Device
 from qvd_core.formats import ActivationFormat, ChannelBalancing, ShiftAndScale, WeightFormat
 from qvd_core.layers.folded_norm import PositionedNorm

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qvd_core.calibration.observer import InputObserver
 from qvd_core.calibration.statistics import (
     ENTRIES,
     FRAME_EXTREMES,
     CalibrationRun,
-    InputObserver,
     Statistics,
     sampling_plan,
 )
