@@ -5,13 +5,14 @@ Random weights are right for tests and wrong for results: nothing here says how 
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from qvd_core.calibration.statistics import Statistics
     from qvd_core.models.loader import VideoModel
     from qvd_core.sampling import Clip, Settings
+    from qvd_core.variant import Variant
 
 CAPTION = "a red circle moving left on a striped gray background"
 
@@ -136,3 +138,20 @@ def mini_statistics(mini: VideoModel) -> Statistics:
     from qvd_core.calibration.calibrate import calibrate
 
     return calibrate(mini, [CAPTION], steps=2, frames=4, height=32, width=32)
+
+
+@pytest.fixture(scope="module")
+def named(model: VideoModel, statistics: Statistics) -> Callable[[str], Variant]:
+    """Builds a named recipe's variant once; not to be changed."""
+    from qvd_core.recipe import get_recipe
+    from qvd_core.variant import quantize
+
+    return functools.cache(lambda name: quantize(model, get_recipe(name), statistics))
+
+
+@pytest.fixture(scope="module")
+def call(model: VideoModel) -> Callable[[Any], Any]:
+    """The first call of a sampling run, to be made of any denoiser."""
+    from tests.denoiser_calls import recorded_calls
+
+    return recorded_calls(model, "a red circle")[0]
