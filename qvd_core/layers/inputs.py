@@ -15,7 +15,22 @@ from qvd_core.quantizers import logarithmic
 from qvd_core.quantizers.uniform import Grid, fake_quantize, make_grid
 
 
-class StaticGrids(nn.Module):
+class GridQuantizer(nn.Module):
+    """Puts a tensor on uniform grids; subclasses say which.
+
+    Simulation calls the module; an integer engine takes `grid_for` and makes the codes itself, so that both
+    have the same.
+    """
+
+    def grid_for(self, x: Tensor) -> Grid:
+        """The grids of `x`, broadcasting against it."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fake_quantize(x, self.grid_for(x))
+
+
+class StaticGrids(GridQuantizer):
     """One or several grids, fixed by calibration; subclasses say which value is on which."""
 
     scale: Tensor
@@ -35,21 +50,21 @@ class StaticGrids(nn.Module):
 class StaticPerTensor(StaticGrids):
     """One grid for all inputs."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return fake_quantize(x, self.grids())
+    def grid_for(self, x: Tensor) -> Grid:
+        return self.grids()
 
 
 class StaticPerFrame(StaticGrids):
     """One grid for each frame; the input's leading axis is samples x frames."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def grid_for(self, x: Tensor) -> Grid:
         frames = len(self.scale)
         if len(x) % frames:
             raise GenerationError(
                 f"This variant has one grid for each of {frames} frames; sample {frames} frames, or calibrate"
                 " with as many as you want."
             )
-        return _along(x, self.grids(), 0, len(x) // frames)
+        return _along(self.grids(), x.dim(), 0, len(x) // frames)
 
 
 class StaticPerStep(StaticGrids):
@@ -59,9 +74,9 @@ class StaticPerStep(StaticGrids):
         super().__init__(low, high, form)
         self.clock = clock
 
-    def forward(self, x: Tensor) -> Tensor:
+    def grid_for(self, x: Tensor) -> Grid:
         now = slice(self.clock.step, self.clock.step + 1)
-        return fake_quantize(x, Grid(self.scale[now], self.zero_point[now], self.code_min, self.code_max))
+        return Grid(self.scale[now], self.zero_point[now], self.code_min, self.code_max)
 
 
 class StaticSplit(StaticGrids):
@@ -72,16 +87,16 @@ class StaticSplit(StaticGrids):
         sizes = torch.tensor([split, channels - split])
         self.scale, self.zero_point = self.scale.repeat_interleave(sizes), self.zero_point.repeat_interleave(sizes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return _along(x, self.grids(), 1, 1)
+    def grid_for(self, x: Tensor) -> Grid:
+        return _along(self.grids(), x.dim(), 1, 1)
 
 
-def _along(x: Tensor, grid: Grid, axis: int, repeats: int) -> Tensor:
-    """`x` on grids that change along `axis`."""
-    shape = [1] * x.dim()
+def _along(grid: Grid, dimensions: int, axis: int, repeats: int) -> Grid:
+    """Grids that change along `axis` of a tensor, `repeats` times over."""
+    shape = [1] * dimensions
     shape[axis] = -1
     scale, zero_point = (t.repeat(repeats).view(shape) for t in (grid.scale, grid.zero_point))
-    return fake_quantize(x, Grid(scale, zero_point, grid.code_min, grid.code_max))
+    return Grid(scale, zero_point, grid.code_min, grid.code_max)
 
 
 class OncePerInput(nn.Module):
@@ -109,7 +124,7 @@ class OncePerInput(nn.Module):
         return output
 
 
-class DynamicPerToken(nn.Module):
+class DynamicPerToken(GridQuantizer):
     """One grid per token, found as it arrives: a row of a linear input, a whole sample of a convolution's."""
 
     def __init__(self, form: ActivationFormat, kind: str):
@@ -117,10 +132,10 @@ class DynamicPerToken(nn.Module):
         self.form = form
         self.axes: tuple[int, ...] = (-1,) if kind == "linear" else tuple(range(1, 2 + int(kind[-2])))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def grid_for(self, x: Tensor) -> Grid:
         # Grids in fp32 whatever the input: bf16 cannot tell codes beyond 256 apart.
         low, high = x.amin(self.axes, keepdim=True).float(), x.amax(self.axes, keepdim=True).float()
-        return fake_quantize(x, make_grid(low, high, self.form.bits, self.form.symmetric))
+        return make_grid(low, high, self.form.bits, self.form.symmetric)
 
 
 class DynamicSplit(nn.Module):
