@@ -30,6 +30,10 @@ class GenerationError(QvdError):
     """A request for a clip that this model cannot fulfil."""
 
 
+class EngineError(QvdError):
+    """An arithmetic that this machine cannot do, or not with profit."""
+
+
 class ComparisonError(QvdError):
     """Clips that cannot be compared."""
 

@@ -48,6 +48,19 @@ from qvd_core.recipe import Recipe
 from qvd_core.recipe_checks import check_recipe
 
 
+@dataclass(frozen=True)
+class Placement:
+    """How one layer of a variant is computed.
+
+    Attributes:
+        engine: "int8", "table" (looked up by step), or "floating point".
+        reason: why it is not int8; empty if it is.
+    """
+
+    engine: str
+    reason: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class Variant:
     """A quantized denoiser beside its model.
@@ -56,7 +69,9 @@ class Variant:
         model: what it was made from.
         recipe: how.
         denoiser: drop-in replacement of the model's denoiser.
-        engine: "simulate": integer codes, computed with in floating point.
+        steps: sampler length it was made for.
+        engine: "simulate": integer codes, computed with in floating point; "int8": see `engines.integer`.
+        placements: by site, how an integer engine computes it; empty for "simulate".
         transforms: by site, what is done to the channels of its input.
         folded: the sites among them whose transformation the preceding norm makes, at no cost.
         thresholds: by the first site that reads an input, how its threshold was found.
@@ -69,7 +84,9 @@ class Variant:
     model: VideoModel
     recipe: Recipe
     denoiser: nn.Module
+    steps: int
     engine: str = "simulate"
+    placements: dict[str, Placement] = field(default_factory=dict)
     transforms: dict[str, ChannelTransform] = field(default_factory=dict)
     folded: frozenset[str] = frozenset()
     thresholds: dict[str, ThresholdSearch] = field(default_factory=dict)
@@ -159,6 +176,7 @@ class _Builder:
             self.model,
             self.recipe,
             self.denoiser.eval(),
+            self._steps,
             transforms=self.transforms,
             folded=frozenset(self.folded),
             thresholds=self.thresholds,

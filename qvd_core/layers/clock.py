@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import warnings
 from typing import Any
 
 import torch
@@ -23,6 +25,12 @@ class StepClock:
         self._now = threading.local()
         denoiser.register_forward_pre_hook(self.read, with_kwargs=True)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> StepClock:
+        twin = object.__new__(type(self))
+        twin._numbers, twin._now = self._numbers, threading.local()
+        memo[id(self)] = twin
+        return twin
+
     @property
     def steps(self) -> int:
         """Length of the sampler this clock knows."""
@@ -41,8 +49,7 @@ class StepClock:
         Raises:
             GenerationError: the timestep is not one of this clock's sampler.
         """
-        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
-        value = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
+        value = _timestep(args, kwargs)
         if value not in self._numbers:
             raise GenerationError(
                 f"This variant is fixed to the {self.steps} steps it was calibrated for, and timestep"
@@ -50,3 +57,49 @@ class StepClock:
                 " choose a recipe that does not treat every step by itself."
             )
         self._now.step = self._numbers[value]
+
+
+class TableClock:
+    """Tells tables which row is that of the present step, as a tensor, which compiled graphs can read.
+
+    There is one for all threads, so a call of the denoiser waits until the one before has ended.
+
+    Attributes:
+        row: int64 [1], on the denoiser's device.
+        known: whether the present timestep has a row.
+    """
+
+    def __init__(self, denoiser: nn.Module, timesteps: Tensor):
+        self._rows = {float(t): number for number, t in enumerate(timesteps)}
+        self._busy = threading.RLock()
+        self.row = torch.zeros(1, dtype=torch.int64, device=next(denoiser.parameters()).device)
+        self.known = True
+        denoiser.register_forward_pre_hook(self._begin, with_kwargs=True)
+        denoiser.register_forward_hook(self._end, always_call=True)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TableClock:
+        twin = object.__new__(type(self))
+        twin._rows, twin._busy, twin.row, twin.known = self._rows, threading.RLock(), self.row.clone(), True
+        memo[id(self)] = twin
+        return twin
+
+    def _begin(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._busy.acquire()
+        value = _timestep(args, kwargs)
+        self.known = value in self._rows
+        self.row.fill_(self._rows.get(value, 0))
+        if not self.known:
+            warnings.warn(
+                f"Timestep {value:g} is none of the {len(self._rows)} whose time path is tabulated: it is computed.",
+                stacklevel=1,
+            )
+
+    def _end(self, denoiser: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # another hook has failed before this one's beginning
+            self._busy.release()
+
+
+def _timestep(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    """The timestep among the arguments of a denoiser call."""
+    timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+    return float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,20 @@ class GridQuantizer(nn.Module):
 
     Simulation calls the module; an integer engine takes `grid_for` and makes the codes itself, so that both
     have the same.
+
+    Attributes:
+        code_min, code_max: the ends of the code range.
+        one_grid: whether everything in a tensor is on the same grid.
     """
+
+    code_min: int
+    code_max: int
+    one_grid = False
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether all zero points are 0."""
+        return self.code_min == -self.code_max
 
     def grid_for(self, x: Tensor) -> Grid:
         """The grids of `x`, broadcasting against it."""
@@ -50,6 +65,8 @@ class StaticGrids(GridQuantizer):
 class StaticPerTensor(StaticGrids):
     """One grid for all inputs."""
 
+    one_grid = True
+
     def grid_for(self, x: Tensor) -> Grid:
         return self.grids()
 
@@ -70,6 +87,8 @@ class StaticPerFrame(StaticGrids):
 class StaticPerStep(StaticGrids):
     """One grid for each step of the calibrated sampler."""
 
+    one_grid = True
+
     def __init__(self, low: Tensor, high: Tensor, form: ActivationFormat, clock: StepClock):
         super().__init__(low, high, form)
         self.clock = clock
@@ -84,11 +103,34 @@ class StaticSplit(StaticGrids):
 
     def __init__(self, low: Tensor, high: Tensor, form: ActivationFormat, split: int, channels: int):
         super().__init__(low, high, form)
+        self.split = split
         sizes = torch.tensor([split, channels - split])
         self.scale, self.zero_point = self.scale.repeat_interleave(sizes), self.zero_point.repeat_interleave(sizes)
 
     def grid_for(self, x: Tensor) -> Grid:
         return _along(self.grids(), x.dim(), 1, 1)
+
+    def parts(self) -> list[GridQuantizer]:
+        """What quantizes the first channels, and what the rest."""
+        ends = (slice(1), slice(-1, None))
+        return [OneGrid(Grid(self.scale[e], self.zero_point[e], self.code_min, self.code_max)) for e in ends]
+
+
+class OneGrid(GridQuantizer):
+    """A given grid for all of a tensor."""
+
+    one_grid = True
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, grid: Grid):
+        super().__init__()
+        self.register_buffer("scale", grid.scale.clone())
+        self.register_buffer("zero_point", grid.zero_point.clone())
+        self.code_min, self.code_max = grid.code_min, grid.code_max
+
+    def grid_for(self, x: Tensor) -> Grid:
+        return Grid(self.scale, self.zero_point, self.code_min, self.code_max)
 
 
 def _along(grid: Grid, dimensions: int, axis: int, repeats: int) -> Grid:
@@ -110,14 +152,17 @@ class OncePerInput(nn.Module):
         self.quantizer, self.readers = quantizer, readers
         self._last = threading.local()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __deepcopy__(self, memo: dict[int, Any]) -> OncePerInput:
+        twin = memo[id(self)] = OncePerInput(copy.deepcopy(self.quantizer, memo), self.readers)
+        return twin.train(self.training)
+
+    def forward(self, x: Tensor) -> Any:
         if torch.compiler.is_compiling():  # a compiler finds equal computations by itself
-            quantized: Tensor = self.quantizer(x)
-            return quantized
+            return self.quantizer(x)
         last = self._last
         if getattr(last, "input", lambda: None)() is not x:
             last.input, last.output, last.left = weakref.ref(x), self.quantizer(x), self.readers
-        output: Tensor = last.output
+        output = last.output
         last.left -= 1
         if last.left == 0:
             del last.input, last.output
@@ -130,6 +175,8 @@ class DynamicPerToken(GridQuantizer):
     def __init__(self, form: ActivationFormat, kind: str):
         super().__init__()
         self.form = form
+        ends = make_grid(torch.zeros(1), torch.ones(1), form.bits, form.symmetric)
+        self.code_min, self.code_max = ends.code_min, ends.code_max
         self.axes: tuple[int, ...] = (-1,) if kind == "linear" else tuple(range(1, 2 + int(kind[-2])))
 
     def grid_for(self, x: Tensor) -> Grid:
@@ -144,6 +191,10 @@ class DynamicSplit(nn.Module):
     def __init__(self, quantizer: DynamicPerToken, split: int):
         super().__init__()
         self.quantizer, self.split = quantizer, split
+
+    def parts(self) -> list[GridQuantizer]:
+        """What quantizes the first channels, and what the rest."""
+        return [self.quantizer, self.quantizer]
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([self.quantizer(part) for part in (x[:, : self.split], x[:, self.split :])], 1)

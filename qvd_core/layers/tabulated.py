@@ -1,10 +1,10 @@
-"""A layer of the time path replaced by its outputs, one row for each step of the sampler."""
+"""Layers of the time path replaced by their outputs, one row for each step of the sampler."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from qvd_core.layers.clock import StepClock
+from qvd_core.layers.clock import StepClock, TableClock
 
 
 class TabulatedLayer(nn.Module):
@@ -24,3 +24,24 @@ class TabulatedLayer(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """The step's row for every one of the inputs [..., in]."""
         return self.outputs[self.clock.step].expand(*input.shape[:-1], -1)
+
+
+class StepTable(nn.Module):
+    """A layer's outputs where the timestep is one of the sampler's, and the layer itself where it is not.
+
+    Attributes:
+        outputs: [steps, out], in the dtype of the layer.
+    """
+
+    outputs: Tensor
+
+    def __init__(self, layer: nn.Module, outputs: Tensor, clock: TableClock):
+        super().__init__()
+        self.layer, self.clock = layer, clock
+        self.register_buffer("outputs", outputs)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.clock.known:
+            computed: Tensor = self.layer(input)
+            return computed
+        return self.outputs.index_select(0, self.clock.row).expand(*input.shape[:-1], -1)
