@@ -8,7 +8,7 @@ where the sum runs over input channels and the kernel's window, and padding cont
 uint8 by int8 and rescales, adding the bias, in one pass. It takes one s_x and z_x for the whole tensor, and no
 z_w. What it does not take is added to its sums:
 
-    z_w    one more output channel, of ones, gives sum (q - z_x), of which every channel takes z_w times
+    z_w    times sum (q - z_x), the same for all output channels
     z_x    that differ between rows or frames: z_x times sum w, which at a padded border has fewer terms
     s_x    that differ between rows or frames: a factor of the finished sums
 
@@ -29,7 +29,13 @@ from qvd_core.quantizers.packing import pack, unpack
 from qvd_core.quantizers.uniform import Grid
 
 UNSIGNED = 128  # oneDNN wants unsigned inputs: code -128 is stored as 0
-KERNELS = {"linear": "qconv2d", "conv1d": "qconv1d", "conv2d": "qconv2d", "conv3d": "qconv3d"}
+KERNELS = {
+    "linear": "qconv2d_pointwise",
+    "conv1d": "qconv1d_pointwise",
+    "conv2d": "qconv2d_pointwise",
+    "conv3d": "qconv3d_pointwise",
+}
+CONVOLVE: dict[str, Any] = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d}
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -89,7 +95,8 @@ class Int8Layer(nn.Module):
         assert layer.weight_scale is not None
         assert layer.weight_zero_point is not None
         self.kind, self.codes = layer.kind, codes
-        self.one_grid = quantizer.one_grid
+        # As numbers, which the kernel takes faster than tensors, and torch.compile takes at all.
+        self.one_grid = (float(quantizer.scale), int(quantizer.zero_point)) if quantizer.one_grid else None
         self.one_zero_point = quantizer.one_grid or quantizer.symmetric
         self.weight = nn.Parameter(torch.empty(0, dtype=layer.weight.dtype), requires_grad=False)  # for its dtype
         for name in ("input_shift", "input_scale"):
@@ -103,10 +110,6 @@ class Int8Layer(nn.Module):
             weights = weights[:, :, None, None]
         bias = layer.bias.detach().float() if biased and layer.bias is not None else None
         self.register_buffer("zero_point", (scale * zero_point).view(self._per_channel) if zero_point.any() else None)
-        if self.zero_point is not None:
-            weights = torch.cat([weights, torch.ones_like(weights[:1])])
-            scale = torch.cat([scale, torch.ones_like(scale[:1])])
-            bias = F.pad(bias, (0, 1)) if bias is not None and self.one_grid else bias  # the channel of ones has none
         self.register_buffer("bias", bias)
         self.register_buffer("scale", scale.clone())
         self.register_buffer("no_zero_point", torch.zeros_like(scale, dtype=torch.int32))
@@ -152,30 +155,35 @@ class Int8Layer(nn.Module):
         if self.kind != "linear" and x.dim() in CHANNELS_LAST:
             x = x.contiguous(memory_format=CHANNELS_LAST[x.dim()])
         codes, grid = self.codes(x)
-        if self.one_grid:
-            out = self._multiply(codes, grid.scale, grid.zero_point + UNSIGNED, self.bias)
-            return self._without_weight_zero_points(out).to(self.weight.dtype)
+        if self.one_grid is not None:
+            scale, zero_point = self.one_grid
+            out = self._multiply(codes, scale, zero_point + UNSIGNED, self.bias)
+            if self.zero_point is not None:
+                out = out - self._sums_of(codes, zero_point) * (scale * self.zero_point)
+            return out.to(self.weight.dtype)
         if self.one_zero_point:
             out = self._multiply(codes, 1.0, UNSIGNED)
         else:
             out = self._multiply(codes, 1.0, 0)
             out = out - (grid.zero_point + UNSIGNED) * self._sums_at(x)
-        out = self._without_weight_zero_points(out) * grid.scale
+        if self.zero_point is not None:
+            out = out - self._sums_of(codes, grid.zero_point) * self.zero_point
+        out = out * grid.scale
         return (out if self.bias is None else out + self.bias.view(self._per_channel)).to(self.weight.dtype)
 
     @property
     def _per_channel(self) -> tuple[int, ...]:
         return (-1,) if self.kind == "linear" else (-1, *[1] * len(self.stride))
 
-    def _multiply(self, codes: Tensor, scale: Any, zero_point: Any, bias: Tensor | None = None) -> Tensor:
+    def _multiply(self, codes: Tensor, scale: float, zero_point: int, bias: Tensor | None = None) -> Tensor:
         """scale * sum (codes - zero_point) w + bias, on the last axis for linear layers, on axis 1 for others."""
         prepared = self.prepared if self.stored is None else self._prepare(unpack(self.stored, self.bits, self.shape))
         # Where something is still to be taken off, 16 bits would lose it.
-        finished = self.one_grid and self.zero_point is None
+        finished = self.one_grid is not None and self.zero_point is None
         rows = codes.shape[:-1]
         if self.kind == "linear":
             codes = codes.reshape(1, -1, 1, codes.shape[-1]).permute(0, 3, 1, 2)
-        kernel = getattr(torch.ops.onednn, f"{KERNELS[self.kind]}_pointwise")
+        kernel: Any = getattr(torch.ops.onednn, KERNELS[self.kind])
         out: Tensor = kernel(
             codes,
             scale,
@@ -201,16 +209,18 @@ class Int8Layer(nn.Module):
         """sum w at every position of the output for an input like `x`: near a padded border, of fewer terms."""
         if self.kind == "linear" or not any(self.padding):
             return self.sums.flatten(1).sum(1).view(self._per_channel)
-        convolve = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.conv3d}[self.kind]
         inside = torch.ones(1, 1, *x.shape[2:])
-        return convolve(inside, self.sums, None, self.stride, self.padding, self.dilation)
+        return CONVOLVE[self.kind](inside, self.sums, None, self.stride, self.padding, self.dilation)
 
-    def _without_weight_zero_points(self, out: Tensor) -> Tensor:
-        if self.zero_point is None:
-            return out
-        axis = -1 if self.kind == "linear" else 1
-        last = out.shape[axis] - 1
-        return out.narrow(axis, 0, last) - out.narrow(axis, last, 1) * self.zero_point
+    def _sums_of(self, codes: Tensor, zero_point: Any) -> Tensor:
+        """sum (q - z_x) at every position of the output, one for all its channels."""
+        if self.kind == "linear":
+            return codes.sum(-1, keepdim=True, dtype=torch.float32) - codes.shape[-1] * (zero_point + UNSIGNED)
+        sums = codes.sum(1, keepdim=True, dtype=torch.float32) - codes.shape[1] * (zero_point + UNSIGNED)
+        window = self.sums.shape[2:]
+        if max(window) == 1 and set(self.stride) == {1}:
+            return sums
+        return CONVOLVE[self.kind](sums, torch.ones(1, 1, *window), None, self.stride, self.padding, self.dilation)
 
 
 class SplitLayer(nn.Module):

@@ -25,11 +25,13 @@ class GridQuantizer(nn.Module):
 
     Attributes:
         code_min, code_max: the ends of the code range.
-        one_grid: whether everything in a tensor is on the same grid.
+        one_grid: whether there is a single grid, known beforehand; then `scale` and `zero_point` have one element.
     """
 
     code_min: int
     code_max: int
+    scale: Tensor
+    zero_point: Tensor
     one_grid = False
 
     @property
@@ -47,9 +49,6 @@ class GridQuantizer(nn.Module):
 
 class StaticGrids(GridQuantizer):
     """One or several grids, fixed by calibration; subclasses say which value is on which."""
-
-    scale: Tensor
-    zero_point: Tensor
 
     def __init__(self, low: Tensor, high: Tensor, form: ActivationFormat):
         super().__init__()
@@ -87,8 +86,6 @@ class StaticPerFrame(StaticGrids):
 class StaticPerStep(StaticGrids):
     """One grid for each step of the calibrated sampler."""
 
-    one_grid = True
-
     def __init__(self, low: Tensor, high: Tensor, form: ActivationFormat, clock: StepClock):
         super().__init__(low, high, form)
         self.clock = clock
@@ -120,8 +117,6 @@ class OneGrid(GridQuantizer):
     """A given grid for all of a tensor."""
 
     one_grid = True
-    scale: Tensor
-    zero_point: Tensor
 
     def __init__(self, grid: Grid):
         super().__init__()
