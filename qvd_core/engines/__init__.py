@@ -1,0 +1,1 @@
+"""Engines: the integer computation of quantized layers, in integers."""
