@@ -12,12 +12,14 @@ with the scales, the bias, and the rounding to the output's dtype.
 Terms that are zero are left out when a kernel is compiled: pass None, not zeros, as the zero point of symmetric
 inputs. Affine weights of at most 7 bits lose theirs here, for w - z_w itself fits an int8.
 
-The products are Triton's, with everything fused behind them. `torch._int_mm` multiplies faster, but hands over
+The products are Triton's, with everything fused behind them. `torch._int_mm` may multiply faster, but hands over
 int32: for a linear layer of 1280 channels, writing and reading 4 bytes for every output takes as long as the
-product. It could pay where K is several thousand; that is to be measured before it is added. Four-bit codes are
-multiplied as eight-bit ones: Hopper's tensor cores have no int4.
+product, by an H100's data sheet. It could pay where K is several thousand; that is to be measured before it is added.
+Four-bit codes are multiplied as eight-bit ones: Hopper's tensor cores have no int4.
 
-Nothing here needs Triton until a kernel runs. With TRITON_INTERPRET=1 the same kernels run, slowly, on a CPU.
+Nothing here needs Triton until a kernel runs. A product of a new size tries several tiles first and keeps the
+best on disk, so call it once before a CUDA graph is captured. With TRITON_INTERPRET=1 the same kernels run,
+slowly, on a CPU.
 """
 
 from __future__ import annotations
@@ -134,7 +136,7 @@ def quantize_static(x: Tensor, scale: Tensor, zero_point: Tensor | None, code_mi
         code_min, code_max: within -128 .. 127.
 
     Returns:
-        int8 in the shape of `x`.
+        int8 in the shape of `x`. What NaN becomes is not defined.
 
     Raises:
         ValueError: other dtypes or sizes.
@@ -245,11 +247,12 @@ def convolve(
         raise ValueError(f"{len(scale)} grids do not divide {len(codes)} samples.")
     stride, dilation = _per_axis(stride, axes), _per_axis(dilation, axes)
     reach = [d * (k - 1) for d, k in zip(dilation, weights.codes.shape[1:-1], strict=True)]
-    if isinstance(padding, str):
-        total = {"same": reach, "valid": [0] * axes}[padding]
-        sides = [n // 2 for n in total] + [n - n // 2 for n in total]
+    if padding == "same":
+        sides = [n // 2 for n in reach] + [n - n // 2 for n in reach]
+    elif isinstance(padding, str) and padding != "valid":
+        raise ValueError(f"Padding {padding!r} is neither 'same' nor 'valid'; pad with other values beforehand.")
     else:
-        sides = _per_axis(padding, axes) * 2
+        sides = _per_axis(0 if isinstance(padding, str) else padding, axes) * 2
     for i, size in enumerate(codes.shape[2:]):
         if size + sides[i] + sides[axes + i] <= reach[i]:
             raise ValueError(f"A kernel {reach[i] + 1} wide exceeds codes {list(codes.shape)} padded by {padding}.")

@@ -97,14 +97,14 @@ def quantize_rows(
 
 
 @triton.jit
-def sample_ranges(x, lows, highs, size, parts, span, BLOCK: tl.constexpr):
-    """Lowest and highest value, and zero, of one of the `parts` of a sample, `span` values each."""
-    begin = (tl.program_id(0) % parts).to(tl.int64) * span
+def sample_ranges(x, lows, highs, size, parts, blocks, BLOCK: tl.constexpr):
+    """Lowest and highest value, and zero, of one of the `parts` of a sample, so many `blocks` each."""
+    begin = (tl.program_id(0) % parts).to(tl.int64) * blocks * BLOCK
     x += (tl.program_id(0) // parts).to(tl.int64) * size
     low = tl.zeros([BLOCK], tl.float32)
     high = tl.zeros([BLOCK], tl.float32)
-    for first in range(0, span, BLOCK):
-        place = begin + first + tl.arange(0, BLOCK)
+    for block in range(0, blocks):
+        place = begin + block * BLOCK + tl.arange(0, BLOCK)
         values = tl.load(x + place, mask=place < size, other=0.0).to(tl.float32)
         low = tl.minimum(low, values)
         high = tl.maximum(high, values)
@@ -129,28 +129,28 @@ def sample_grids(
 
 @triton.jit
 def pad_samples(
-    codes, padded, zero_point, groups, pixels, channels,
-    by_sample, by_channel, by_depth, by_row, by_column,
+    codes, padded, zero_point, groups, channels, by_sample, by_channel, by_depth, by_row, by_column,
     depth, height, width, padded_depth, padded_height, padded_width, front, top, left,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Codes of any strides into a larger image with channels last; around them the code of zero."""
-    pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
-    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    column = pixel % padded_width - left
-    row = pixel // padded_width % padded_height - top
-    plane = pixel // padded_width // padded_height % padded_depth - front
-    sample = pixel // padded_width // padded_height // padded_depth
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height) & (plane >= 0) & (plane < depth)
-    there = (pixel < pixels)[:, None] & (channel < channels)[None, :]
-    source = sample * by_sample + plane * by_depth + row * by_row + column * by_column
-    values = tl.load(
-        codes + source[:, None] + channel.to(tl.int64)[None, :] * by_channel, mask=there & inside[:, None], other=0
-    )
-    if zero_point is not None:
-        zero = tl.load(zero_point + sample % groups, mask=pixel < pixels, other=0).to(tl.int8)
-        values = tl.where(inside[:, None], values, zero[:, None])
-    tl.store(padded + pixel[:, None] * channels + channel[None, :], values, mask=there)
+    """Codes of any strides into a larger image with channels last, around them the code of zero: one line of it."""
+    line = tl.program_id(0)
+    sample = (line // padded_height // padded_depth).to(tl.int64)
+    plane = (line // padded_height % padded_depth - front).to(tl.int64)
+    row = (line % padded_height - top).to(tl.int64)
+    on_line = (plane >= 0) & (plane < depth) & (row >= 0) & (row < height)
+    channel = (tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)).to(tl.int64)
+    codes += sample * by_sample + plane * by_depth + row * by_row
+    padded += line.to(tl.int64) * padded_width * channels
+    for first in range(0, padded_width, PIXELS):
+        column = (first + tl.arange(0, PIXELS)).to(tl.int64)
+        inside = on_line & (column >= left) & (column < left + width)
+        place = (column - left)[:, None] * by_column + channel[None, :] * by_channel
+        values = tl.load(codes + place, mask=inside[:, None] & (channel < channels)[None, :], other=0)
+        if zero_point is not None:
+            values = tl.where(inside[:, None], values, tl.load(zero_point + sample % groups).to(tl.int8))
+        there = (column < padded_width)[:, None] & (channel < channels)[None, :]
+        tl.store(padded + column[:, None] * channels + channel[None, :], values, mask=there)
 
 
 def _tile(m: int, n: int, k: int, stages: int, warps: int) -> triton.Config:
@@ -171,7 +171,11 @@ _TILES = [
 ]
 
 
-@triton.autotune([_tile(32, 32, 32, 1, 4)] if INTERPRETED else _TILES, key=["magnitude", "outputs", "channels", "TAPS"])
+@triton.autotune(
+    [_tile(32, 32, 32, 1, 4)] if INTERPRETED else _TILES,
+    key=["magnitude", "outputs", "channels", "TAPS"],
+    cache_results=True,  # a model has a hundred shapes, and each takes a second
+)
 @triton.heuristics({"WHOLE_BLOCKS": lambda given: given["channels"] % given["BLOCK_K"] == 0})
 @triton.jit
 def multiply(

@@ -109,12 +109,11 @@ def _quantize_samples(x: Tensor, code_min: int, code_max: int, symmetric: bool) 
     if x.numel():
         # Samples are few and large, so each is searched by many programs.
         size = x.numel() // len(x)
-        parts = min(-(-size // _ELEMENTS), _MOST_PARTS)
+        blocks = -(-size // (_ELEMENTS * _MOST_PARTS))
+        parts = -(-size // (_ELEMENTS * blocks))
         lows, highs = x.new_empty((2, len(x), parts), dtype=torch.float32)
         with torch.cuda.device_of(x):
-            kernels.sample_ranges[(len(x) * parts,)](
-                x, lows, highs, size, parts, -(-size // parts), BLOCK=_ELEMENTS, num_warps=8
-            )
+            kernels.sample_ranges[(len(x) * parts,)](x, lows, highs, size, parts, blocks, BLOCK=_ELEMENTS, num_warps=8)
             kernels.sample_grids[(len(x),)](
                 lows, highs, scale, zero_point, parts,
                 CODE_MIN=code_min, CODE_MAX=code_max, SYMMETRIC=symmetric, PARTS=_MOST_PARTS, num_warps=1,
@@ -216,13 +215,13 @@ def _padded(codes: Tensor, zero_point: Tensor | None, before: Sequence[int], aft
     samples, *sizes, channels = last.shape
     padded = [size + b + a for size, b, a in zip(sizes, before, after, strict=True)]
     image = codes.new_empty((samples, *padded, channels))
-    pixels, block = image.numel() // channels, 64
-    kernels = _kernels(codes)
-    if pixels:
+    if image.numel():
+        kernels = _kernels(codes)
+        block = min(kernels.triton.next_power_of_2(channels), 128)
         with torch.cuda.device_of(codes):
-            kernels.pad_samples[(-(-pixels // block), -(-channels // block))](
-                codes, image, zero_point, 1 if zero_point is None else len(zero_point), pixels, channels,
-                *codes.stride(), *sizes, *padded, *before, PIXELS=block, CHANNELS=block, num_warps=4,
+            kernels.pad_samples[(samples * padded[0] * padded[1], -(-channels // block))](
+                codes, image, zero_point, 1 if zero_point is None else len(zero_point), channels,
+                *codes.stride(), *sizes, *padded, *before, PIXELS=_ELEMENTS // 128, CHANNELS=block, num_warps=4,
             )  # fmt: skip
     return image
 
