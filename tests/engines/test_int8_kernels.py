@@ -54,7 +54,9 @@ def compiled(kernel: Any, constants: dict[str, Any], capability: int, **options:
 @pytest.mark.parametrize("affine_weights", [False, True], ids=["w-symmetric", "w-affine"])
 def test_products_are_those_of_integer_tensor_cores(kernels, capability, taps, affine_weights):
     multiply = kernels.multiply.fn.fn
-    constants = {"TAPS": taps, "TAPS_H": 1 if taps == 1 else 3, "TAPS_W": 1 if taps == 1 else 3, "WHOLE_BLOCKS": True}
+    side = 1 if taps == 1 else 3
+    # Both variants of the loop are compiled, if not in all combinations.
+    constants = {"TAPS": taps, "TAPS_H": side, "TAPS_W": side, "WHOLE_BLOCKS": not affine_weights}
     if not affine_weights:
         constants["weight_zero_point"] = None
     for tile in kernels.multiply.configs[::3]:
