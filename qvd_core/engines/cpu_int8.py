@@ -1,12 +1,7 @@
-"""Quantized layers in int8 arithmetic on a CPU, through the oneDNN kernels that ship with torch.
+"""Int8 layers on a CPU, through the oneDNN kernels that ship with torch.
 
-The codes of simulation are multiplied as integers. With x' = s_x (q - z_x) and w' = s_w (w - z_w),
-
-    y = s_x s_w sum (q - z_x) (w - z_w) + bias
-
-where the sum runs over input channels and the kernel's window, and padding contributes nothing. oneDNN multiplies
-uint8 by int8 and rescales, adding the bias, in one pass. It takes one s_x and z_x for the whole tensor, and no
-z_w. What it does not take is added to its sums:
+They multiply uint8 by int8, rescale and add the bias in one pass, with one s_x and z_x for the whole tensor, and no
+z_w. What they do not take is added to their sums:
 
     z_w    times sum (q - z_x), the same for all output channels
     z_x    that differ between rows or frames: z_x times sum w, which at a padded border has fewer terms
@@ -23,9 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qvd_core.engines.int8_layer import Int8Layer
 from qvd_core.layers.inputs import GridQuantizer
-from qvd_core.layers.quantized import QuantizedLayer
-from qvd_core.quantizers.packing import pack, unpack
 from qvd_core.quantizers.uniform import Grid
 
 UNSIGNED = 128  # oneDNN wants unsigned inputs: code -128 is stored as 0
@@ -39,9 +33,27 @@ CONVOLVE: dict[str, Any] = {"conv1d": F.conv1d, "conv2d": F.conv2d, "conv3d": F.
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def has_kernels() -> bool:
-    """Whether this CPU multiplies int8 faster than floating point (AVX512-VNNI or newer)."""
-    return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
+def unavailable() -> str | None:
+    """Why int8 is no gain on this CPU, in words; None if it is."""
+    if not torch.backends.mkldnn.is_available():
+        return "this torch has no oneDNN"
+    if not torch.cpu._is_vnni_supported():
+        return "this CPU has no VNNI instructions (AVX512-VNNI or newer), without which int8 is slower"
+    return None
+
+
+def takes(kind: str, groups: int, products: int, zero_points: bool) -> str | None:
+    """Why a layer cannot be computed in int8 here, in words; None if it can.
+
+    Args:
+        products: summed for one output.
+        zero_points: whether its weights have any that their codes cannot take in.
+    """
+    if groups > 1 and zero_points:
+        return "a grouped convolution whose weights have zero points"
+    if products > 2**15:
+        return f"sums of {products} products could overflow int32"
+    return None
 
 
 class Codes(nn.Module):
@@ -59,125 +71,73 @@ class Codes(nn.Module):
         return values.to(torch.uint8), grid
 
 
-class Int8Layer(nn.Module):
-    """A Linear or convolution whose products and sums are integers.
+class Layer(Int8Layer):
+    """An int8 layer on oneDNN.
 
-    Args:
-        layer: the quantized layer it computes.
-        codes: `Codes` of its input, or what shares them among several readers.
-        quantizer: what these codes come from.
-        channels: the input channels it reads of those `layer` has.
-        biased: whether it adds the bias.
-        keep_packed: hold weights in their own bits, and unpack them at every call.
+    Attributes:
+        prepared: the weights in the kernel's own order.
+        scale: fp32 [out].
+        zero_point: fp32 s_w z_w per output channel, or None.
+        sums: fp32 [out, 1, ...], s_w times the weights' sum over input channels.
+        bias: fp32 [out], or None.
     """
 
-    weight: nn.Parameter
-    bias: Tensor | None
     scale: Tensor
     sums: Tensor
+    bias: Tensor | None
     zero_point: Tensor | None
-    stored: Tensor | None
-    input_shift: Tensor | None
-    input_scale: Tensor | None
 
-    def __init__(
-        self,
-        layer: QuantizedLayer,
-        codes: nn.Module,
-        quantizer: GridQuantizer,
-        *,
-        channels: slice = slice(None),
-        biased: bool = True,
-        keep_packed: bool = False,
-    ):
-        super().__init__()
-        assert layer.codes is not None
-        assert layer.weight_scale is not None
-        assert layer.weight_zero_point is not None
-        self.kind, self.codes = layer.kind, codes
-        # As numbers, which the kernel takes faster than tensors, and torch.compile takes at all.
-        self.one_grid = (float(quantizer.scale), int(quantizer.zero_point)) if quantizer.one_grid else None
-        self.one_zero_point = quantizer.one_grid or quantizer.symmetric
-        self.weight = nn.Parameter(torch.empty(0, dtype=layer.weight.dtype), requires_grad=False)  # for its dtype
-        for name in ("input_shift", "input_scale"):
-            value = getattr(layer, name)
-            self.register_buffer(name, None if value is None else value[channels])
-        weights = layer.codes[:, channels]
-        # All input channels of a part are on one grid.
-        scale, zero_point = (t[:, channels][:, :1].flatten() for t in (layer.weight_scale, layer.weight_zero_point))
-        self._read_geometry(layer)
+    def keep_weights(self, weights: Tensor, scale: Tensor, zero_point: Tensor | None, bias: Tensor | None) -> None:
         if self.kind == "linear":
             weights = weights[:, :, None, None]
-        bias = layer.bias.detach().float() if biased and layer.bias is not None else None
-        self.register_buffer("zero_point", (scale * zero_point).view(self._per_channel) if zero_point.any() else None)
-        self.register_buffer("bias", bias)
-        self.register_buffer("scale", scale.clone())
+        # As numbers, which the kernel takes faster than tensors, and torch.compile takes at all.
+        one = self.quantizer.one_grid
+        self.one_grid = (float(self.quantizer.scale), int(self.quantizer.zero_point)) if one else None
+        self.one_zero_point = one or self.quantizer.symmetric
+        self.register_buffer("scale", scale)
         self.register_buffer("no_zero_point", torch.zeros_like(scale, dtype=torch.int32))
+        self.register_buffer("bias", bias)
+        corrections = None if zero_point is None else (scale * zero_point).view(self._per_channel)
+        self.register_buffer("zero_point", corrections)
         sums = weights.sum(1, keepdim=True, dtype=torch.float32) * scale.view(-1, *[1] * (weights.dim() - 1))
         self.register_buffer("sums", sums)
-        self.shape, self.bits = tuple(weights.shape), 8
-        self.register_buffer("stored", None)
-        if keep_packed:
-            largest = max(int(weights.max()), -int(weights.min()) - 1, 1)
-            self.bits = largest.bit_length() + 1
-            self.stored = pack(weights, self.bits)
-        else:
-            self.prepared = self._prepare(weights)
-
-    def _read_geometry(self, layer: QuantizedLayer) -> None:
-        if layer.kind == "linear":
-            self.stride, self.padding, self.dilation, self.groups = [1, 1], [0, 0], [1, 1], 1
-            self.pad_first = False
-            return
-        self.stride, self.dilation, self.groups = list(layer.stride), list(layer.dilation), layer.groups
-        sides = layer.padding_by_side
-        # By hand where torch does so too, and where the padding of a shifted channel is no zero.
-        self.pad_first = layer.padding_mode != "zeros" or layer.input_shift is not None or sides[::2] != sides[1::2]
-        self.padding = [0] * len(self.stride) if self.pad_first else list(sides[::-2])
-        self.pad_mode, self.pad_sides = "constant" if layer.padding_mode == "zeros" else layer.padding_mode, sides
-
-    def _prepare(self, weights: Tensor) -> Tensor:
-        """`weights` in the order oneDNN's kernel wants."""
-        offset = UNSIGNED if self.one_zero_point else 0
-        prepared: Tensor = torch.ops.onednn.qconv_prepack(
-            weights.contiguous(), self.scale, 1.0, offset, self.stride, self.padding, self.dilation, self.groups
+        self.prepared: Tensor = torch.ops.onednn.qconv_prepack(
+            weights.contiguous(),
+            scale,
+            1.0,
+            UNSIGNED if self.one_zero_point else 0,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
         )
-        return prepared
 
-    def forward(self, input: Tensor) -> Tensor:  # motion modules pass `input` by name
-        x = input
-        if self.pad_first:
-            x = F.pad(x, self.pad_sides, self.pad_mode)
-        if self.input_shift is not None:
-            x = x - self.input_shift
-        if self.input_scale is not None:
-            x = x / self.input_scale
+    @property
+    def _per_channel(self) -> tuple[int, ...]:
+        return (-1,) if self.kind == "linear" else (-1, *[1] * len(self.stride))
+
+    def multiply(self, x: Tensor) -> Tensor:
         if self.kind != "linear" and x.dim() in CHANNELS_LAST:
             x = x.contiguous(memory_format=CHANNELS_LAST[x.dim()])
         codes, grid = self.codes(x)
         if self.one_grid is not None:
             scale, zero_point = self.one_grid
-            out = self._multiply(codes, scale, zero_point + UNSIGNED, self.bias)
+            out = self._products(codes, scale, zero_point + UNSIGNED, self.bias)
             if self.zero_point is not None:
                 out = out - self._sums_of(codes, zero_point) * (scale * self.zero_point)
             return out.to(self.weight.dtype)
         if self.one_zero_point:
-            out = self._multiply(codes, 1.0, UNSIGNED)
+            out = self._products(codes, 1.0, UNSIGNED)
         else:
-            out = self._multiply(codes, 1.0, 0)
+            out = self._products(codes, 1.0, 0)
             out = out - (grid.zero_point + UNSIGNED) * self._sums_at(x)
         if self.zero_point is not None:
             out = out - self._sums_of(codes, grid.zero_point) * self.zero_point
         out = out * grid.scale
         return (out if self.bias is None else out + self.bias.view(self._per_channel)).to(self.weight.dtype)
 
-    @property
-    def _per_channel(self) -> tuple[int, ...]:
-        return (-1,) if self.kind == "linear" else (-1, *[1] * len(self.stride))
-
-    def _multiply(self, codes: Tensor, scale: float, zero_point: int, bias: Tensor | None = None) -> Tensor:
-        """scale * sum (codes - zero_point) w + bias, on the last axis for linear layers, on axis 1 for others."""
-        prepared = self.prepared if self.stored is None else self._prepare(unpack(self.stored, self.bits, self.shape))
+    def _products(self, codes: Tensor, scale: float, zero_point: int, bias: Tensor | None = None) -> Tensor:
+        """scale * s_w sum (codes - zero_point) w + bias, on the last axis for linear layers, on axis 1 for others."""
         # Where something is still to be taken off, 16 bits would lose it.
         finished = self.one_grid is not None and self.zero_point is None
         rows = codes.shape[:-1]
@@ -188,7 +148,7 @@ class Int8Layer(nn.Module):
             codes,
             scale,
             zero_point,
-            prepared,
+            self.prepared,
             self.scale,
             self.no_zero_point,
             bias,
@@ -206,7 +166,7 @@ class Int8Layer(nn.Module):
         return out.permute(0, 2, 3, 1).reshape(*rows, out.shape[1]) if self.kind == "linear" else out
 
     def _sums_at(self, x: Tensor) -> Tensor:
-        """sum w at every position of the output for an input like `x`: near a padded border, of fewer terms."""
+        """s_w sum w at every position of the output for an input like `x`: near a padded border, of fewer terms."""
         if self.kind == "linear" or not any(self.padding):
             return self.sums.flatten(1).sum(1).view(self._per_channel)
         inside = torch.ones(1, 1, *x.shape[2:])
@@ -214,21 +174,9 @@ class Int8Layer(nn.Module):
 
     def _sums_of(self, codes: Tensor, zero_point: Any) -> Tensor:
         """sum (q - z_x) at every position of the output, one for all its channels."""
-        if self.kind == "linear":
-            return codes.sum(-1, keepdim=True, dtype=torch.float32) - codes.shape[-1] * (zero_point + UNSIGNED)
-        sums = codes.sum(1, keepdim=True, dtype=torch.float32) - codes.shape[1] * (zero_point + UNSIGNED)
+        axis = -1 if self.kind == "linear" else 1
+        sums = codes.sum(axis, keepdim=True, dtype=torch.float32) - codes.shape[axis] * (zero_point + UNSIGNED)
         window = self.sums.shape[2:]
-        if max(window) == 1 and set(self.stride) == {1}:
+        if self.kind == "linear" or (max(window) == 1 and set(self.stride) == {1} and not any(self.padding)):
             return sums
         return CONVOLVE[self.kind](sums, torch.ones(1, 1, *window), None, self.stride, self.padding, self.dilation)
-
-
-class SplitLayer(nn.Module):
-    """A convolution whose leading input channels are on other grids than the rest: the sum of two."""
-
-    def __init__(self, first: Int8Layer, rest: Int8Layer, split: int):
-        super().__init__()
-        self.first, self.rest, self.split = first, rest, split
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.first(input[:, : self.split]) + self.rest(input[:, self.split :])

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from qvd_core.calibration.temporal_features import ADDED_EMBEDDINGS, sampler_timesteps
-from qvd_core.engines.cpu_int8 import Codes, Int8Layer, SplitLayer, has_kernels
+from qvd_core.engines import cpu_int8, cuda_layer
+from qvd_core.engines.int8_layer import SplitLayer, centred_codes
 from qvd_core.errors import CalibrationError, EngineError, memory_errors
 from qvd_core.formats import Tabulated
 from qvd_core.layers.clock import TableClock
@@ -31,13 +32,15 @@ from qvd_core.layers.tabulated import StepTable, TabulatedLayer
 from qvd_core.recipe import TIME_PATH
 from qvd_core.variant import Placement, Variant, share_structure
 
+ENGINES: dict[str, Any] = {"cpu": cpu_int8, "cuda": cuda_layer}
+"""By device, the module with its `unavailable`, `takes`, `Codes` and `Layer`."""
 
-def in_integers(variant: Variant, *, keep_packed: bool = False, compiled: bool = False) -> Variant:
-    """The same variant in integer arithmetic, on the kernels of this machine's CPU.
+
+def in_integers(variant: Variant, *, compiled: bool = False) -> Variant:
+    """The same variant in integer arithmetic, on the kernels of the device its model is on.
 
     Args:
         variant: simulated; left untouched, and sharing with the new one all that is not quantized.
-        keep_packed: hold weights in their own 2 to 8 bits and unpack a layer's at every call: less memory, slower.
         compiled: fuse what is between the kernels by torch.compile, at the first clip; takes a minute or more and
             a C++ compiler, and is then much faster.
 
@@ -45,30 +48,23 @@ def in_integers(variant: Variant, *, keep_packed: bool = False, compiled: bool =
         A variant whose `engine` is "int8" and whose `placements` say for every site how it is computed and why.
 
     Raises:
-        EngineError: this CPU has no int8 kernels worth using; or the model is on another device; or the variant
-            is none that is simulated.
+        EngineError: this device has no int8 kernels worth using; or the variant is none that is simulated.
         OutOfMemory: the weights do not fit.
     """
     if variant.engine != "simulate":
-        raise EngineError(
-            f"{variant.recipe.name} is in {variant.engine} arithmetic already; pass the simulated variant."
-        )
-    if variant.model.device.name != "cpu":
-        raise EngineError("Integer arithmetic runs on the CPU only so far; load the model with device='cpu'.")
-    if not has_kernels():
-        raise EngineError(
-            "This CPU has no VNNI instructions (AVX512-VNNI or newer), without which int8 is slower than floating"
-            " point: keep to the simulated variant here."
-        )
+        raise EngineError(f"{variant.recipe.name} computes in {variant.engine} already; pass the simulated variant.")
+    engine = ENGINES[variant.model.device.name]
+    if reason := engine.unavailable():
+        raise EngineError(f"No integer arithmetic here: {reason}. Keep to the simulated variant.")
     with memory_errors(f"the int8 weights of {variant.recipe.name}", "Drop another variant first."):
-        return _Converter(variant, keep_packed).convert(compiled)
+        return _Converter(variant, engine).convert(compiled)
 
 
 class _Converter:
     """The steps of one conversion, and what they share."""
 
-    def __init__(self, variant: Variant, keep_packed: bool):
-        self.variant, self.keep_packed = variant, keep_packed
+    def __init__(self, variant: Variant, engine: Any):
+        self.variant, self.engine = variant, engine
         self.denoiser = share_structure(variant.denoiser)
         self.codes: dict[int, nn.Module] = {}
 
@@ -109,18 +105,22 @@ class _Converter:
         if bits > 8:
             return layer, Placement("floating point", f"its input has {bits} bits, more than int8 holds")
         assert layer.weight_zero_point is not None
-        if getattr(layer, "groups", 1) > 1 and layer.weight_zero_point.any():
-            return layer, Placement("floating point", "a grouped convolution whose weights have zero points")
+        products = layer.codes[0].numel()
+        zero_points = centred_codes(layer.codes, layer.weight_zero_point) is None
+        reason = self.engine.takes(layer.kind, getattr(layer, "groups", 1), products, zero_points)
+        if reason is not None:
+            return layer, Placement("floating point", reason)
         return self._int8(layer, quantizer), Placement("int8", "")
 
     def _int8(self, layer: QuantizedLayer, quantizer: nn.Module) -> nn.Module:
         if not isinstance(quantizer, (StaticSplit, DynamicSplit)):
             assert isinstance(quantizer, GridQuantizer)
-            return Int8Layer(layer, self._codes(layer.quantize_input), quantizer, keep_packed=self.keep_packed)
+            whole: nn.Module = self.engine.Layer(layer, self._codes(layer.quantize_input), quantizer)
+            return whole
         split = quantizer.split
         parts = [slice(split), slice(split, None)]
         first, rest = (
-            Int8Layer(layer, Codes(q), q, channels=part, biased=not number, keep_packed=self.keep_packed)
+            self.engine.Layer(layer, self.engine.Codes(q), q, channels=part, biased=not number)
             for number, (part, q) in enumerate(zip(parts, quantizer.parts(), strict=True))
         )
         return SplitLayer(first, rest, split)
@@ -129,7 +129,7 @@ class _Converter:
         """Codes of one input, shared by the readers that share its quantizer."""
         if id(quantize_input) not in self.codes:
             quantizer: Any = _own(quantize_input)
-            codes: nn.Module = Codes(quantizer)
+            codes: nn.Module = self.engine.Codes(quantizer)
             if isinstance(quantize_input, OncePerInput):
                 codes = OncePerInput(codes, quantize_input.readers)
             self.codes[id(quantize_input)] = codes

@@ -169,7 +169,7 @@ class DynamicPerToken(GridQuantizer):
 
     def __init__(self, form: ActivationFormat, kind: str):
         super().__init__()
-        self.form = form
+        self.form, self.kind = form, kind
         ends = make_grid(torch.zeros(1), torch.ones(1), form.bits, form.symmetric)
         self.code_min, self.code_max = ends.code_min, ends.code_max
         self.axes: tuple[int, ...] = (-1,) if kind == "linear" else tuple(range(1, 2 + int(kind[-2])))

@@ -1,0 +1,114 @@
+"""What int8 layers have in common on every device: how a quantized layer is read, and what precedes its product.
+
+    x' = (q - z_x) s_x        w' = (w - z_w) s_w
+    y  = s_x s_w sum (q - z_x)(w - z_w) + bias
+
+is the layer's definition; codes q and w are those of simulation, bit for bit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qvd_core.layers.inputs import GridQuantizer
+from qvd_core.layers.quantized import QuantizedLayer
+
+
+class Int8Layer(nn.Module):
+    """A Linear or convolution whose products and sums are integers. Subclasses compute them on one device.
+
+    Args:
+        layer: the quantized layer it computes.
+        codes: makes the codes of its input, possibly for several readers.
+        quantizer: what these codes come from.
+        channels: the input channels it reads of those `layer` has.
+        biased: whether it adds the bias.
+    """
+
+    weight: nn.Parameter
+    input_shift: Tensor | None
+    input_scale: Tensor | None
+
+    def __init__(
+        self,
+        layer: QuantizedLayer,
+        codes: nn.Module,
+        quantizer: GridQuantizer,
+        channels: slice = slice(None),
+        biased: bool = True,
+    ):
+        super().__init__()
+        assert layer.codes is not None
+        assert layer.weight_scale is not None
+        assert layer.weight_zero_point is not None
+        self.kind, self.codes, self.quantizer = layer.kind, codes, quantizer
+        # Empty: models ask their layers for the dtype of their weights.
+        self.weight = nn.Parameter(torch.empty(0, dtype=layer.weight.dtype), requires_grad=False)
+        for name in ("input_shift", "input_scale"):
+            value = getattr(layer, name)
+            self.register_buffer(name, None if value is None else value[channels])
+        self.stride, self.padding, self.dilation, self.groups = [1, 1], [0, 0], [1, 1], 1
+        self.pad_first = False
+        if layer.kind != "linear":
+            self._read_geometry(layer)
+        weights = layer.codes[:, channels]
+        # All input channels of a part are on one grid.
+        scale, zero_point = (t[:, channels][:, :1].flatten() for t in (layer.weight_scale, layer.weight_zero_point))
+        bias = layer.bias.detach().float() if biased and layer.bias is not None else None
+        centred = centred_codes(weights, zero_point)
+        if centred is not None:
+            self.keep_weights(centred, scale.clone(), None, bias)
+        else:
+            self.keep_weights(weights, scale.clone(), zero_point.clone(), bias)
+
+    def _read_geometry(self, layer: QuantizedLayer) -> None:
+        self.stride, self.dilation, self.groups = list(layer.stride), list(layer.dilation), layer.groups
+        sides = layer.padding_by_side
+        # By hand where torch does so too, and where the padding of a shifted channel is no zero.
+        self.pad_first = layer.padding_mode != "zeros" or layer.input_shift is not None or sides[::2] != sides[1::2]
+        self.padding = [0] * len(self.stride) if self.pad_first else list(sides[::-2])
+        self.pad_mode, self.pad_sides = "constant" if layer.padding_mode == "zeros" else layer.padding_mode, sides
+
+    def keep_weights(self, weights: Tensor, scale: Tensor, zero_point: Tensor | None, bias: Tensor | None) -> None:
+        """Prepare int8 weights [out, in, ...] with fp32 scales [out], zero points [out] if any, fp32 bias [out]."""
+        raise NotImplementedError
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """The output for an input that is padded, shifted and scaled."""
+        raise NotImplementedError
+
+    def forward(self, input: Tensor) -> Tensor:  # motion modules pass `input` by name
+        x = input
+        if self.pad_first:
+            x = F.pad(x, self.pad_sides, self.pad_mode)
+        if self.input_shift is not None:
+            x = x - self.input_shift
+        if self.input_scale is not None:
+            x = x / self.input_scale
+        return self.multiply(x)
+
+
+def centred_codes(codes: Tensor, zero_point: Tensor) -> Tensor | None:
+    """w - z_w as int8, so that no zero points are left: always for at most 7 bits; None where it does not fit.
+
+    Args:
+        codes: int8 [out, in, ...].
+        zero_point: one per output channel, or one per weight.
+    """
+    shape = (-1, *[1] * (codes.dim() - 1)) if zero_point.dim() == 1 else zero_point.shape
+    centred = codes.to(torch.int16) - zero_point.view(shape).to(torch.int16)
+    narrow = centred.to(torch.int8)
+    return narrow if bool((centred == narrow).all()) else None
+
+
+class SplitLayer(nn.Module):
+    """A convolution whose leading input channels are on other grids than the rest: the sum of two."""
+
+    def __init__(self, first: Int8Layer, rest: Int8Layer, split: int):
+        super().__init__()
+        self.first, self.rest, self.split = first, rest, split
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.first(input[:, : self.split]) + self.rest(input[:, self.split :])
