@@ -99,10 +99,17 @@ def _parser() -> argparse.ArgumentParser:
         "--cache", type=Path, help="folder of results by clip, from which a run resumes (default: beside --out)"
     )
 
-    benchmark = add("benchmark", commands.benchmark, "Measure what calibration, searches and simulation cost here.")
-    benchmark.add_argument("what", choices=("calibration",))
+    benchmark = add("benchmark", commands.benchmark, "Measure what calibration, searches and arithmetic cost here.")
+    benchmark.add_argument("what", choices=("calibration", "inference"))
     add_model_options(benchmark)
-    benchmark.add_argument("--prompts", type=int, default=2, help="clips of each run (default: %(default)s)")
+    benchmark.add_argument("--prompts", type=int, default=2, help="clips of each calibration (default: %(default)s)")
     benchmark.add_argument("--repeats", type=int, default=3, help="runs of each side (default: %(default)s)")
     benchmark.add_argument("--no-compile", action="store_true", help="leave torch.compile out, which takes minutes")
+    add_statistics_option(benchmark)
+    benchmark.add_argument(
+        "--full-size", action="store_true", help="inference on AnimateDiff's full shapes with random weights"
+    )
+    benchmark.add_argument("--frames", type=int, default=8, help="of --full-size (default: %(default)s)")
+    benchmark.add_argument("--size", type=int, default=256, help="pixels of --full-size (default: %(default)s)")
+    benchmark.add_argument("--out", type=Path, help="also write an inference result to this .json file")
     return parser

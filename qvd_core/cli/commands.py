@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -19,7 +20,7 @@ from qvd_core.cli.options import (
 )
 from qvd_core.errors import QvdError
 from qvd_core.recipe import RECIPES
-from qvd_core.storage import storage_errors
+from qvd_core.storage import replacing, storage_errors
 
 MOST_CLIPS = 10_000
 
@@ -170,17 +171,46 @@ def evaluate(options: argparse.Namespace) -> tuple[Any, str]:
 
 
 def benchmark(options: argparse.Namespace) -> tuple[Any, str]:
-    from qvd_core.benchmark import benchmark_calibration
-
     for name in ("prompts", "repeats"):
         if getattr(options, name) < 1:
             raise QvdError(f"--{name} {getattr(options, name)} is out of range; choose 1 or more.")
+    measure = {"calibration": _benchmark_calibration, "inference": _benchmark_inference}[options.what]
+    return measure(options)
+
+
+def _tell(stage: str) -> None:
+    print(stage, file=sys.stderr)
+
+
+def _benchmark_calibration(options: argparse.Namespace) -> tuple[Any, str]:
+    from qvd_core.benchmarks.calibration import benchmark_calibration
+
     result = benchmark_calibration(
         load_model(options),
         prompts=options.prompts,
         repeats=options.repeats,
         compiled=not options.no_compile,
-        on_stage=lambda stage: print(stage, file=sys.stderr),
+        on_stage=_tell,
     )
     ratios = [f"{name}: {value:.3f}" for name, value in result.items() if name.startswith("ratio") and value]
     return result, "\n".join([f"measured on {result['device']}", *ratios])
+
+
+def _benchmark_inference(options: argparse.Namespace) -> tuple[Any, str]:
+    from qvd_core.benchmarks.full_size import benchmark_full_size
+    from qvd_core.benchmarks.inference import benchmark_inference
+
+    choices: dict[str, Any] = {"repeats": options.repeats, "compiled": not options.no_compile, "on_stage": _tell}
+    if options.full_size:
+        result = benchmark_full_size(frames=options.frames, size=options.size, **choices)
+    else:
+        model = load_model(options)
+        result = benchmark_inference(model, find_statistics(options, model, True), **choices)
+    if options.out:
+        with replacing(options.out) as scratch:
+            scratch.write_text(json.dumps(result, indent=2) + "\n")
+    lines = [f"one denoising step of {result['model']}, measured on {result['device']}"]
+    lines += [f"  {1e3 * side['seconds']:9.1f} ms  {name}" for name, side in result["sides"].items()]
+    lines += [f"  left out: {name}: {reason}" for name, reason in result["left_out"].items()]
+    lines += [f"{name}: {value:.3f}" for name, value in result.items() if name.startswith("ratio") and value]
+    return result, "\n".join(lines)

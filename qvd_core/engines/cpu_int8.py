@@ -82,6 +82,7 @@ class Layer(Int8Layer):
         bias: fp32 [out], or None.
     """
 
+    prepared: Tensor
     scale: Tensor
     sums: Tensor
     bias: Tensor | None
@@ -101,16 +102,10 @@ class Layer(Int8Layer):
         self.register_buffer("zero_point", corrections)
         sums = weights.sum(1, keepdim=True, dtype=torch.float32) * scale.view(-1, *[1] * (weights.dim() - 1))
         self.register_buffer("sums", sums)
-        self.prepared: Tensor = torch.ops.onednn.qconv_prepack(
-            weights.contiguous(),
-            scale,
-            1.0,
-            UNSIGNED if self.one_zero_point else 0,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-        )
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        offset = UNSIGNED if self.one_zero_point else 0
+        prepared = torch.ops.onednn.qconv_prepack(weights.contiguous(), scale, 1.0, offset, *geometry)
+        self.register_buffer("prepared", prepared, persistent=False)
 
     @property
     def _per_channel(self) -> tuple[int, ...]:
@@ -122,21 +117,21 @@ class Layer(Int8Layer):
         codes, grid = self.codes(x)
         if self.one_grid is not None:
             scale, zero_point = self.one_grid
-            out = self._products(codes, scale, zero_point + UNSIGNED, self.bias)
+            out = self.products(codes, scale, zero_point + UNSIGNED, self.bias)
             if self.zero_point is not None:
                 out = out - self._sums_of(codes, zero_point) * (scale * self.zero_point)
             return out.to(self.weight.dtype)
         if self.one_zero_point:
-            out = self._products(codes, 1.0, UNSIGNED)
+            out = self.products(codes, 1.0, UNSIGNED)
         else:
-            out = self._products(codes, 1.0, 0)
+            out = self.products(codes, 1.0, 0)
             out = out - (grid.zero_point + UNSIGNED) * self._sums_at(x)
         if self.zero_point is not None:
             out = out - self._sums_of(codes, grid.zero_point) * self.zero_point
         out = out * grid.scale
         return (out if self.bias is None else out + self.bias.view(self._per_channel)).to(self.weight.dtype)
 
-    def _products(self, codes: Tensor, scale: float, zero_point: int, bias: Tensor | None = None) -> Tensor:
+    def products(self, codes: Tensor, scale: float, zero_point: int, bias: Tensor | None = None) -> Tensor:
         """scale * s_w sum (codes - zero_point) w + bias, on the last axis for linear layers, on axis 1 for others."""
         # Where something is still to be taken off, 16 bits would lose it.
         finished = self.one_grid is not None and self.zero_point is None

@@ -42,7 +42,9 @@ class Layer(Int8Layer):
         self.packed = cuda_int8.pack(weights, scale, integers, bias)
 
     def multiply(self, x: Tensor) -> Tensor:
-        codes, scale, zero_point = self.codes(x)
+        return self.products(*self.codes(x))
+
+    def products(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
         dtype = self.weight.dtype
         if self.kind == "linear":
             return cuda_int8.linear(codes, scale, zero_point, self.packed, dtype)

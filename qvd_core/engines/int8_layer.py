@@ -8,6 +8,10 @@ is the layer's definition; codes q and w are those of simulation, bit for bit.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,6 +60,7 @@ class Int8Layer(nn.Module):
         weights = layer.codes[:, channels]
         # All input channels of a part are on one grid.
         scale, zero_point = (t[:, channels][:, :1].flatten() for t in (layer.weight_scale, layer.weight_zero_point))
+        self.weight_count = weights.numel()
         bias = layer.bias.detach().float() if biased and layer.bias is not None else None
         centred = centred_codes(weights, zero_point)
         if centred is not None:
@@ -78,6 +83,21 @@ class Int8Layer(nn.Module):
     def multiply(self, x: Tensor) -> Tensor:
         """The output for an input that is padded, shifted and scaled."""
         raise NotImplementedError
+
+    def products(self, *args: Any) -> Tensor:
+        """The kernel itself, on codes."""
+        raise NotImplementedError
+
+    def record_products(self, calls: list[Callable[[], Tensor]]) -> Callable[[], None]:
+        """Add to `calls` what repeats every call of the kernel from now on, until the returned function is called."""
+        kernel = self.products
+
+        def recorded(*args: Any) -> Tensor:
+            calls.append(functools.partial(kernel, *args))
+            return kernel(*args)
+
+        self.products = recorded  # type: ignore[method-assign]
+        return lambda: self.__dict__.pop("products")
 
     def forward(self, input: Tensor) -> Tensor:  # motion modules pass `input` by name
         x = input

@@ -7,8 +7,6 @@ nothing and is exact. Everything else runs on int8 kernels or, with the reason g
 from __future__ import annotations
 
 import dataclasses
-import types
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 
 from qvd_core.calibration.temporal_features import ADDED_EMBEDDINGS, sampler_timesteps
 from qvd_core.engines import cpu_int8, cuda_layer
+from qvd_core.engines.fused import fused
 from qvd_core.engines.int8_layer import SplitLayer, centred_codes
 from qvd_core.errors import CalibrationError, EngineError, memory_errors
 from qvd_core.formats import Tabulated
@@ -86,7 +85,7 @@ class _Converter:
                 setattr(self.denoiser.get_submodule(parent), child, new)
         if compiled:
             # Without its hooks, which keep the time of the tables.
-            self.denoiser.forward = _compiled(self.denoiser.forward)
+            self.denoiser.forward = fused(self.denoiser.forward)
         return dataclasses.replace(self.variant, denoiser=self.denoiser.eval(), engine="int8", placements=placements)
 
     def _placed(self, layer: Any) -> tuple[nn.Module, Placement]:
@@ -181,22 +180,3 @@ def _own(quantize_input: Any) -> nn.Module:
     """A layer's own quantizer, whether or not others share it."""
     own: nn.Module = quantize_input.quantizer if isinstance(quantize_input, OncePerInput) else quantize_input
     return own
-
-
-def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """`forward` fused by torch.compile, which at every call checks the arguments and the clock, but not each layer.
-
-    A variant never changes, and thousands of checks take as long as a tenth of a small model's step. What is
-    compiled is kept by code object, so every variant gets one of its own.
-    """
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return forward(*args, **kwargs)
-
-    own = types.FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
-    compiled: Callable[..., Any] = torch.compile(own, options={"freezing": True, "guard_filter_fn": _needed_guards})
-    return compiled
-
-
-def _needed_guards(guards: Any) -> list[bool]:
-    return [not g.name or g.name.startswith(("args", "kwargs")) or g.name.endswith(".known") for g in guards]

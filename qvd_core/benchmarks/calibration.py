@@ -9,20 +9,19 @@ from __future__ import annotations
 import multiprocessing
 import statistics as mathematics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
+from qvd_core.benchmarks.timing import alternate, denoiser_inputs
 from qvd_core.calibration.calibrate import calibrate, calibration_prompts
 from qvd_core.calibration.statistics import Statistics
 from qvd_core.models.catalog import CATALOG
 from qvd_core.models.loader import VideoModel, load
 from qvd_core.recipe import get_recipe
-from qvd_core.sampling import default_settings, generate, sample
-from qvd_core.variant import quantize, share_structure
+from qvd_core.sampling import default_settings, generate
+from qvd_core.variant import quantize
 
 SEARCHING = "qvd-w8a8"
 SIMULATED = "qvd-w4a6"
@@ -53,7 +52,7 @@ def benchmark_calibration(
     plans = [default_settings(model, text, seed=number) for number, text in enumerate(texts)]
     on_stage("calibration against sampling")
     calibrated: list[Statistics] = []
-    sampling, calibration = _alternate(
+    sampling, calibration = alternate(
         (lambda: [generate(model, plan) for plan in plans], lambda: calibrated.append(calibrate(model, texts))),
         repeats,
     )
@@ -65,14 +64,14 @@ def benchmark_calibration(
     search = mathematics.median(searches)
 
     variant = quantize(model, get_recipe(SIMULATED), calibrated[0])
-    inputs = _denoiser_inputs(model)
+    inputs = denoiser_inputs(model)
 
     def call(denoiser: Any) -> Callable[[], Any]:
         return lambda: denoiser(*inputs[0], **inputs[1])
 
     on_stage("simulated against floating point")
     with torch.inference_mode():
-        floating, simulated = _alternate((call(model.denoiser), call(variant.denoiser)), 8 * repeats)
+        floating, simulated = alternate((call(model.denoiser), call(variant.denoiser)), 8 * repeats)
     result: dict[str, Any] = {
         "ratio_calibration_to_sampling": calibration / sampling,
         "ratio_peak_memory": memory["calibration"] / memory["sampling"],
@@ -96,41 +95,13 @@ def benchmark_calibration(
         try:
             with torch.inference_mode():
                 both = (torch.compile(model.denoiser), torch.compile(variant.denoiser))
-                floating, simulated = _alternate((call(both[0]), call(both[1])), 8 * repeats)
+                floating, simulated = alternate((call(both[0]), call(both[1])), 8 * repeats)
             result["ratio_simulated_to_float_compiled"] = simulated / floating
             result["seconds"] |= {"step_float_compiled": floating, "step_simulated_compiled": simulated}
         except Exception as error:  # torch.compile fails in many ways: no compiler, an unsupported call, ...
             result["ratio_simulated_to_float_compiled"] = None
             result["compiled_failed"] = str(error).strip().splitlines()[0]
     return result
-
-
-def _alternate(sides: tuple[Callable[[], Any], ...], repeats: int) -> list[float]:
-    """Median seconds of each side, run in turn after one warm-up of each."""
-    for side in sides:
-        side()
-    seconds: list[list[float]] = [[] for _ in sides]
-    for _ in range(repeats):
-        for side, taken in zip(sides, seconds, strict=True):
-            started = time.perf_counter()
-            side()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            taken.append(time.perf_counter() - started)
-    return [mathematics.median(taken) for taken in seconds]
-
-
-def _denoiser_inputs(model: VideoModel) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What the denoiser receives at the first step of its default clip."""
-    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    watched = share_structure(model.denoiser)
-
-    def remember(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append((args, kwargs))
-
-    watched.register_forward_pre_hook(remember, with_kwargs=True)
-    sample(model, watched, default_settings(model, calibration_prompts(model, 1)[0], steps=1))
-    return seen[0]
 
 
 def _peak_memory(kind: str, model: VideoModel, prompts: list[str]) -> int:

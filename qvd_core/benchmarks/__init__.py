@@ -1,0 +1,1 @@
+"""What the library costs on this machine, as ratios measured side by side in one run."""

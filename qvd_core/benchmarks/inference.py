@@ -1,0 +1,286 @@
+"""One denoising step in every arithmetic this machine has, side by side in one run.
+
+Every side computes the same call of the same denoiser. The baselines get what this project's engine gets: the
+memory format and the compiler that suit them best; ratios are to the best of each kind.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics as mathematics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qvd_core.benchmarks.timing import alternate, denoiser_inputs
+from qvd_core.calibration.statistics import Statistics
+from qvd_core.engines.fused import fused
+from qvd_core.engines.int8_layer import Int8Layer
+from qvd_core.engines.integer import in_integers
+from qvd_core.layers.tabulated import StepTable
+from qvd_core.models.loader import VideoModel
+from qvd_core.recipe import get_recipe
+from qvd_core.variant import Variant, quantize
+
+KINDS = ("fp32", "bf16", "torchao", "quanto")
+RECIPES = ("minmax-w8a8", "qvd-w8a8", "dynamic-w8a8")
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to compute the step.
+
+    Attributes:
+        name: "bf16, channels last, compiled".
+        kind: what it is compared as: "fp32", "bf16", "int8", "torchao", "quanto".
+        make: builds the denoiser.
+        dtype: of its arguments.
+    """
+
+    name: str
+    kind: str
+    make: Callable[[], nn.Module]
+    dtype: torch.dtype
+
+
+def benchmark_inference(
+    model: VideoModel,
+    statistics: Statistics | None = None,
+    *,
+    recipes: tuple[str, ...] = RECIPES,
+    against: tuple[str, ...] = KINDS,
+    repeats: int = 10,
+    compiled: bool = True,
+    inputs: Inputs | None = None,
+    variants: dict[str, Variant] | None = None,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> dict[str, Any]:
+    """Measure one denoising step of `model` in floating point, in int8 and by other libraries.
+
+    Args:
+        statistics: for recipes that need them.
+        recipes: whose int8 variants are measured.
+        against: the kinds of sides they are compared with.
+        repeats: rounds, in each of which every side runs once; medians are compared.
+        compiled: also every side under torch.compile, which takes minutes.
+        inputs: the arguments of the call; None for those of the model's default clip.
+        variants: by recipe, variants that are there already.
+        on_stage: told what happens next; may raise to cancel.
+
+    Returns:
+        "sides": by name, kind, median seconds and bytes of weights; "left_out": by name, why a side is missing;
+        "ratio_int8_to_fp32", "ratio_int8_to_best_bf16", "ratio_int8_to_torchao", "ratio_int8_to_quanto" (best
+        against best; None where one is missing) and "ratio_int8_to_bare_kernels", the step against the sum of its
+        int8 kernels alone; "by_kind", seconds of all layers of a kind, in floating point and in int8, eager.
+
+    Raises:
+        EngineError: this machine has no integer arithmetic worth measuring.
+    """
+    args, kwargs = inputs or denoiser_inputs(model)
+    variants = variants or {}
+    simulated = {name: variants.get(name) or quantize(model, get_recipe(name), statistics) for name in recipes}
+    sides = [side for side in (*_floating(model), *_peers(model)) if side.kind in against]
+    if compiled:
+        sides += [Side(f"{s.name}, compiled", s.kind, partial(_compiled, s.make), s.dtype) for s in sides]
+    for name, variant in simulated.items():
+        for fuse in (False, True) if compiled else (False,):
+            make = partial(_in_integers, variant, fuse)
+            sides.append(Side(f"int8, {name}{', compiled' * fuse}", "int8", make, _dtype(model)))
+    calls, left_out, held = {}, {}, {}
+    for side in sides:
+        on_stage(side.name)
+        try:
+            denoiser = side.make()
+            call = _call(denoiser, args, kwargs, side.dtype)
+            call()
+        except Exception as error:  # of other libraries and compilers, in many ways
+            left_out[side.name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            continue
+        calls[side.name], held[side.name] = call, weight_bytes(denoiser)
+    on_stage("all of them in turn")
+    seconds = dict(zip(calls, alternate(tuple(calls.values()), repeats), strict=True))
+    by_name = {side.name: side for side in sides}
+    best: dict[str, float] = {}
+    for name, value in seconds.items():
+        kind = by_name[name].kind
+        best[kind] = min(value, best.get(kind, value))
+    fastest = min((n for n in seconds if by_name[n].kind == "int8"), key=lambda n: seconds[n])
+    on_stage("bare kernels")
+    integer = in_integers(simulated[fastest.removeprefix("int8, ").removesuffix(", compiled")]).denoiser
+    same = _cast(args, kwargs, _dtype(model))
+    kernels = bare_kernels(integer, same, repeats)
+
+    def ratio(kind: str) -> float | None:
+        return best["int8"] / best[kind] if kind in best else None
+
+    return {
+        "ratio_int8_to_fp32": ratio("fp32"),
+        "ratio_int8_to_best_bf16": ratio("bf16"),
+        "ratio_int8_to_torchao": ratio("torchao"),
+        "ratio_int8_to_quanto": ratio("quanto"),
+        "ratio_int8_to_bare_kernels": best["int8"] / kernels,
+        "fastest_int8": fastest,
+        "bare_kernels_seconds": kernels,
+        "sides": {n: {"kind": by_name[n].kind, "seconds": s, "weight_bytes": held[n]} for n, s in seconds.items()},
+        "left_out": left_out,
+        "by_kind": seconds_by_kind(model.denoiser, integer, same),
+        "model": model.spec.name,
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "repeats": repeats,
+    }
+
+
+def _in_integers(variant: Variant, compiled: bool) -> nn.Module:
+    return in_integers(variant, compiled=compiled).denoiser
+
+
+def _floating(model: VideoModel) -> list[Side]:
+    def in_format(dtype: torch.dtype, last: bool) -> nn.Module:
+        twin: Any = copy.deepcopy(model.denoiser).to(dtype)
+        formatted: nn.Module = twin.to(memory_format=torch.channels_last) if last else twin
+        return formatted
+
+    return [
+        Side(f"{name}{', channels last' * last}", name, partial(in_format, dtype, last), dtype)
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+        for last in (False, True)
+    ]
+
+
+def _peers(model: VideoModel) -> list[Side]:
+    def torchao() -> nn.Module:
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+        twin = copy.deepcopy(model.denoiser).to(torch.bfloat16)
+        quantize_(twin, Int8DynamicActivationInt8WeightConfig())
+        return twin
+
+    def quanto() -> nn.Module:
+        from optimum.quanto import freeze, qint8
+        from optimum.quanto import quantize as quanto_quantize
+
+        twin = copy.deepcopy(model.denoiser).to(torch.bfloat16)
+        quanto_quantize(twin, weights=qint8)
+        freeze(twin)
+        return twin
+
+    return [
+        Side("torchao int8 dynamic", "torchao", torchao, torch.bfloat16),
+        Side("optimum-quanto int8 weights", "quanto", quanto, torch.bfloat16),
+    ]
+
+
+def _compiled(make: Callable[[], nn.Module]) -> nn.Module:
+    denoiser: Any = make()
+    denoiser.forward = fused(denoiser.forward)
+    fresh: nn.Module = denoiser
+    return fresh
+
+
+def _dtype(model: VideoModel) -> torch.dtype:
+    return next(model.denoiser.parameters()).dtype
+
+
+def _cast(args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype) -> Inputs:
+    """Arguments in `dtype`, but for the timestep."""
+
+    def cast(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) and value.dim() > 1 and value.is_floating_point() else value
+
+    return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
+
+
+def _call(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype) -> Callable[[], Any]:
+    args, kwargs = _cast(args, kwargs, dtype)
+
+    def call() -> Any:
+        with torch.inference_mode():
+            return denoiser(*args, **kwargs)
+
+    return call
+
+
+def weight_bytes(denoiser: nn.Module) -> int:
+    """Bytes of all parameters and buffers a denoiser computes with, each once."""
+    sizes: dict[int, int] = {}
+    for module in denoiser.modules():
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            # Those of a simulated layer's codes are in the numbers they stand for, those of oneDNN below.
+            if tensor is not getattr(module, "codes", None) and tensor.layout is torch.strided:
+                sizes[id(tensor)] = _bytes(tensor)
+        if isinstance(module, Int8Layer):
+            sizes[id(module)] = module.weight_count
+    return sum(sizes.values())
+
+
+def _bytes(tensor: Any) -> int:
+    """Of a tensor, or of those that other libraries' tensors are made of."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        return sum(_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+    return int(tensor.numel() * tensor.element_size())
+
+
+def bare_kernels(denoiser: nn.Module, inputs: Inputs, repeats: int) -> float:
+    """Seconds of all int8 products of a step alone, on codes that are there already: the limit of the engine."""
+    calls: list[Callable[[], Any]] = []
+    undo: list[Callable[[], None]] = []
+    for layer in denoiser.modules():
+        if isinstance(layer, Int8Layer):
+            undo.append(layer.record_products(calls))
+    try:
+        with torch.inference_mode():
+            denoiser(*inputs[0], **inputs[1])
+    finally:
+        for stop in undo:
+            stop()
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(repeats):
+            began = time.perf_counter()
+            for call in calls:
+                call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+    return mathematics.median(seconds)
+
+
+def seconds_by_kind(floating: nn.Module, integer: nn.Module, inputs: Inputs) -> dict[str, dict[str, float]]:
+    """Seconds of all layers of a kind in one step, in floating point and as the integer variant has them, eager."""
+    layers = {name: layer.kind for name, layer in integer.named_modules() if isinstance(layer, Int8Layer)}
+    tables = {name: "time path" for name, layer in integer.named_modules() if isinstance(layer, StepTable)}
+    found: dict[str, dict[str, float]] = {}
+    for side, denoiser in (("floating point", floating), ("int8", integer)):
+        for name, seconds in _seconds_of(denoiser, [*layers, *tables], inputs).items():
+            row = found.setdefault({**layers, **tables}[name], {})
+            row[side] = row.get(side, 0.0) + seconds
+    return found
+
+
+def _seconds_of(denoiser: nn.Module, names: list[str], inputs: Inputs) -> dict[str, float]:
+    taken = dict.fromkeys(names, 0.0)
+    began: dict[str, float] = {}
+
+    def begin(name: str) -> Callable[..., None]:
+        return lambda *_: began.__setitem__(name, time.perf_counter())
+
+    def end(name: str) -> Callable[..., None]:
+        return lambda *_: taken.__setitem__(name, time.perf_counter() - began[name])
+
+    hooks = [denoiser.get_submodule(name).register_forward_pre_hook(begin(name)) for name in names]
+    hooks += [denoiser.get_submodule(name).register_forward_hook(end(name)) for name in names]
+    try:
+        with torch.inference_mode():
+            for _ in range(2):  # the first one warms up
+                denoiser(*inputs[0], **inputs[1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return taken
