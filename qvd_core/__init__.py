@@ -4,7 +4,7 @@
 
     model = load("animatediff-mini")
     statistics = calibrate(model, ["a red circle moving left on a striped gray background"])
-    variant = quantize(model, get_recipe("minmax-w4a8"), statistics)
+    variant = quantize(model, get_recipe("minmax-w4a8"), statistics)  # or in_integers(...) of it
     settings = default_settings(model, "a blue ring growing on a plain white background")
     scores = compare(generate(model, settings), generate(variant, settings))
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qvd_core.allocation import Allocation, allocate, pareto_front
     from qvd_core.calibration.calibrate import calibrate, calibration_prompts, embedded_statistics
     from qvd_core.calibration.statistics import Statistics
+    from qvd_core.engines.integer import in_integers
     from qvd_core.evaluation import evaluate
     from qvd_core.formats import Override
     from qvd_core.models.catalog import CATALOG, ModelSpec
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from qvd_core.scores import Scores, compare
     from qvd_core.sensitivity import Sensitivity, measured_sensitivity, proxy_sensitivity, scaled_sensitivity
     from qvd_core.table import tabulate
-    from qvd_core.variant import Variant, quantize
+    from qvd_core.variant import Placement, Variant, quantize
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,8 @@ _HOMES = {
     "Statistics": "calibration.statistics",
     "quantize": "variant",
     "Variant": "variant",
+    "Placement": "variant",
+    "in_integers": "engines.integer",
     "RECIPES": "recipe",
     "Recipe": "recipe",
     "Override": "formats",
@@ -73,6 +76,7 @@ __all__ = [
     "Clip",
     "ModelSpec",
     "Override",
+    "Placement",
     "Recipe",
     "Scores",
     "Sensitivity",
@@ -90,6 +94,7 @@ __all__ = [
     "evaluate",
     "generate",
     "get_recipe",
+    "in_integers",
     "load",
     "measured_sensitivity",
     "pareto_front",

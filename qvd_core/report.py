@@ -25,7 +25,7 @@ def comparison_report(variant: Variant, reference: Clip, quantized: Clip, scores
     return {
         **scores.to_dict(),
         "seconds": {"reference": round(reference.seconds, 2), "quantized": round(quantized.seconds, 2)},
-        "arithmetic": "simulated: integer codes, computed with in floating point; no speed claim",
+        "arithmetic": variant.arithmetic,
         "recipe": variant.recipe.to_dict(),
         "settings": asdict(reference.settings),
         "model": describe(variant.model),

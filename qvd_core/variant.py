@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import functools
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,6 +95,17 @@ class Variant:
     frames: int | None = None
     clock: StepClock | None = None
     search_seconds: float = 0.0
+
+    @property
+    def arithmetic(self) -> str:
+        """How it computes, in words that belong beside every number it gives."""
+        if self.engine == "simulate":
+            return "simulated: integer codes, computed with in floating point; no speed claim"
+        count = Counter(placement.engine for placement in self.placements.values())
+        return (
+            f"{self.engine}: {count[self.engine]} layers in integers, {count['table']} looked up by step,"
+            f" {count['floating point']} in floating point; seconds are measured"
+        )
 
 
 def quantize(model: VideoModel, recipe: Recipe, statistics: Statistics | None = None) -> Variant:

@@ -16,6 +16,7 @@ from qvd_core import __version__
 from qvd_core.allocation import allocate as library_allocate
 from qvd_core.calibration.statistics import Statistics
 from qvd_core.cli import main
+from qvd_core.engines import cpu_int8
 from qvd_core.models.catalog import CATALOG
 from qvd_core.recipe import RECIPES, Recipe, get_recipe
 from qvd_core.sampling import generate
@@ -24,6 +25,7 @@ from qvd_core.sensitivity import proxy_sensitivity
 from qvd_core.variant import quantize
 
 CAPTION = "a red circle moving left on a striped gray background"
+needs_int8 = pytest.mark.skipif(bool(cpu_int8.unavailable()), reason=str(cpu_int8.unavailable()))
 COMMANDS = ("models", "generate", "calibrate", "compare", "errors", "allocate", "evaluate", "benchmark")
 
 
@@ -172,7 +174,7 @@ def test_compare_with_a_recipe_file_that_changes_nothing(clip, tmp_path, capsys)
     recipe = tmp_path / "mine.json"
     recipe.write_text(json.dumps(Recipe("mine", None, None).to_dict()))
     assert main(["compare", *clip, "--recipe", str(recipe), "--out", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out.startswith("mine against full precision: identical, SSIM 1.0000 (simulated).")
+    assert capsys.readouterr().out.startswith("mine against full precision: identical, SSIM 1.0000 (simulated:")
     assert strict_json((tmp_path / "out" / "scores.json").read_text())["psnr_db"] is None
 
 
@@ -287,6 +289,32 @@ def test_benchmark_calibration(tiny, capsys):
     assert result["ratio_simulated_to_float"] == seconds["step_simulated"] / seconds["step_float"]
     assert result["ratio_peak_memory"] == memory["calibration"] / memory["sampling"]
     assert all(value > 0 for value in [*seconds.values(), *memory.values()])
+
+
+@needs_int8
+def test_benchmark_inference(tiny, tmp_path, capsys):
+    out = tmp_path / "inference.json"
+    command = ["benchmark", "inference", *tiny, "--repeats", "1", "--no-compile", "--json", "--out", str(out)]
+    assert main(command) == 0
+    result = strict_json(capsys.readouterr().out)
+    assert strict_json(out.read_text()) == result
+    best = {}
+    for side in result["sides"].values():
+        best[side["kind"]] = min(side["seconds"], best.get(side["kind"], 1e9))
+    assert result["ratio_int8_to_fp32"] == best["int8"] / best["fp32"]
+    assert result["ratio_int8_to_best_bf16"] == best["int8"] / best["bf16"]
+    assert result["ratio_int8_to_bare_kernels"] == best["int8"] / result["bare_kernels_seconds"]
+    held = {name: side["weight_bytes"] for name, side in result["sides"].items()}
+    assert held["bf16"] == pytest.approx(held["fp32"] / 2, rel=0.01)
+    assert held["int8, minmax-w8a8"] < held["bf16"]
+    assert set(result["by_kind"]) >= {"linear", "conv2d", "time path"}
+
+
+@needs_int8
+def test_compare_in_integers(clip, statistics_file, tmp_path, capsys):
+    options = ["--statistics", str(statistics_file), "--engine", "int8", "--out", str(tmp_path / "out")]
+    assert main(["compare", *clip, *options, "--json"]) == 0
+    assert strict_json(capsys.readouterr().out)["arithmetic"].startswith("int8: ")
 
 
 REFUSED = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
@@ -23,7 +23,11 @@ from ui.live_view import LiveView, Shown, figure_slot
 from ui.registry import Registry
 from ui.running import Runs
 
+if TYPE_CHECKING:
+    from qvd_core.variant import Variant
+
 DEFAULT = CATALOG["animatediff-mini"]
+ARITHMETIC = [("simulated, any bits", "simulate"), ("in int8, here", "int8")]
 
 
 def compare_tab(registry: Registry, runs: Runs, downloads: Downloads, model_name: gr.State, recipe: gr.State) -> None:
@@ -46,6 +50,7 @@ def compare_tab(registry: Registry, runs: Runs, downloads: Downloads, model_name
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=90, elem_id="compare-seed")
                 steps = gr.Slider(1, 50, DEFAULT.steps, step=1, label="Steps", min_width=140, elem_id="compare-steps")
             guidance = gr.Slider(1, 12, DEFAULT.guidance_scale, step=0.5, label="Guidance scale")
+            engine = gr.Radio(ARITHMETIC, value="simulate", label="Quantized model computes", elem_id="compare-engine")
     with gr.Row():
         start = gr.Button("Generate", variant="primary", scale=3, elem_id="compare-generate")
         stop = gr.Button("Cancel", variant="stop", scale=1, interactive=False, elem_id="compare-cancel")
@@ -62,7 +67,7 @@ def compare_tab(registry: Registry, runs: Runs, downloads: Downloads, model_name
     with gr.Accordion("The same in Python", open=False):
         snippet = gr.Code(language="python", show_label=False, elem_id="compare-snippet")
 
-    inputs: list[Any] = [model_name, recipe, prompt, seed, steps, guidance]
+    inputs: list[Any] = [model_name, recipe, prompt, seed, steps, guidance, engine]
     wanted = gr.State(None)  # the request as it was when the button was pressed
     last = gr.State(None)  # what the panel showed before this run, to return to
     busy = [gr.update(interactive=False), gr.update(interactive=True)]
@@ -75,10 +80,11 @@ def compare_tab(registry: Registry, runs: Runs, downloads: Downloads, model_name
         number: float | None,
         count: float,
         scale: float,
+        arithmetic: str,
         request: gr.Request,
     ) -> list[Any]:
         runs.expect(str(request.session_hash))
-        asked = Request(name, current, text, int(number or 0), int(count), float(scale))
+        asked = Request(name, current, text, int(number or 0), int(count), float(scale), arithmetic)
         return [asked, panels.progress_bar("Waiting: the server runs one comparison at a time.", 0), *busy]
 
     @shown
@@ -170,10 +176,14 @@ def _payload(result: Result) -> dict[str, Any]:
         to_uint8(result.reference.frames),
         to_uint8(result.quantized.frames),
         fps=result.variant.model.spec.fps,
-        labels=("Full precision", f"Quantized · {result.variant.recipe.name}"),
+        labels=("Full precision", f"Quantized · {_name(result.variant)}"),
         psnr_by_frame=result.scores.psnr_by_frame,
         ssim_by_frame=result.scores.ssim_by_frame,
     )
+
+
+def _name(variant: Variant) -> str:
+    return f"{variant.recipe.name}{'' if variant.engine == 'simulate' else f' in {variant.engine}'}"
 
 
 def _latent_error(result: Result) -> Shown:
@@ -192,7 +202,7 @@ def _caption(result: Result) -> str:
     """What the figures below belong to."""
     model, settings = result.variant.model, result.reference.settings
     return (
-        f"{model.spec.name} · {result.variant.recipe.name} · “{settings.prompt}” · seed {settings.seed} ·"
+        f"{model.spec.name} · {_name(result.variant)} · “{settings.prompt}” · seed {settings.seed} ·"
         f" {settings.steps} steps · guidance {settings.guidance_scale:g}"
     )
 
@@ -223,23 +233,32 @@ def _timing(result: Result) -> str:
     reference = "reused from an earlier run" if result.reused else f"{result.reference.seconds:.1f} s"
     searched = result.variant.search_seconds
     searches = f" The recipe's searches took {searched:.1f} s, once." if searched >= 1 else ""
-    return (
-        f"Sampling, measured here: full precision {reference}, quantized {result.quantized.seconds:.1f} s.{searches}"
-        " The quantized clip is simulated (integer codes, computed with in floating point), so its time says"
-        " nothing about real low-bit speed. Scores are computed on raw frames."
-    )
+    text = f"Sampling, measured here: full precision {reference}, quantized {result.quantized.seconds:.1f} s.{searches}"
+    if result.variant.engine == "simulate":
+        text += (
+            " The quantized clip is simulated (integer codes, computed with in floating point), so its time says"
+            " nothing about real low-bit speed."
+        )
+    else:
+        text += f" Arithmetic: {result.variant.arithmetic}; the Speed tab compares a step alone."
+        if result.reference.settings.steps != result.variant.steps:
+            text += f" The tables are for {result.variant.steps} steps, so most steps computed the time path instead."
+    return f"{text} Scores are computed on raw frames."
 
 
-def _snippet(name: str, recipe: Recipe, prompt: str, seed: float | None, steps: float, scale: float) -> str:
+def _snippet(
+    name: str, recipe: Recipe, prompt: str, seed: float | None, steps: float, scale: float, engine: str
+) -> str:
     """Python that does what the Generate button does."""
     known = RECIPES.get(recipe.name) == recipe
     make = f"get_recipe({recipe.name!r})" if known else f"Recipe.from_dict({recipe.to_dict()!r})"
     statistics = "embedded_statistics(model) or calibrate(model, calibration_prompts(model))"
+    integers = "\nvariant = in_integers(variant)" if engine == "int8" else ""
     return f"""from qvd_core import *
 
 model = load({name!r})
 recipe = {make}
-variant = quantize(model, recipe, {statistics if recipe.needs_statistics else "None"})
+variant = quantize(model, recipe, {statistics if recipe.needs_statistics else "None"}){integers}
 settings = default_settings(
     model, {prompt!r},
     seed={int(seed or 0)}, steps={int(steps)}, guidance_scale={float(scale)},

@@ -26,7 +26,7 @@ SECONDS_BETWEEN_PREVIEWS = 0.4
 
 @dataclass(frozen=True)
 class Request:
-    """What the visitor asked for; None takes the model's default."""
+    """What the visitor asked for; None takes the model's default. `engine` is "simulate" or "int8"."""
 
     model: str
     recipe: Recipe
@@ -34,6 +34,7 @@ class Request:
     seed: int
     steps: int | None
     guidance_scale: float | None
+    engine: str = "simulate"
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +76,7 @@ def run_comparison(registry: Registry, request: Request, report: Report) -> Resu
         registry, request.model, recipe, prompt, seed, request.steps, request.guidance_scale, report
     )
     report(Progress(f"Quantizing by {request.recipe.name}; searching thresholds may take some seconds…", 0))
-    variant = registry.variant(model, request.recipe)
+    variant = registry.variant(model, request.recipe, request.engine)
 
     reference = registry.reference(model, settings)
     reused = reference is not None

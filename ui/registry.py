@@ -146,12 +146,21 @@ class Registry:
     def keep_statistics(self, model: VideoModel, statistics: Statistics) -> None:
         self._statistics.put(model, statistics)
 
-    def variant(self, model: VideoModel, recipe: Recipe) -> Variant:
-        """The variant of `model` under `recipe`, built if need be."""
+    def variant(self, model: VideoModel, recipe: Recipe, engine: str = "simulate") -> Variant:
+        """The variant of `model` under `recipe`, built if need be.
+
+        Raises:
+            EngineError: the machine does not have the `engine`.
+        """
+        from qvd_core.engines.integer import in_integers
         from qvd_core.variant import quantize
 
-        statistics = self.statistics(model) if recipe.needs_statistics else None
-        return self._variants.get((model, recipe), lambda: quantize(model, recipe, statistics))
+        def make() -> Variant:
+            if engine == "int8":
+                return in_integers(self.variant(model, recipe))
+            return quantize(model, recipe, self.statistics(model) if recipe.needs_statistics else None)
+
+        return self._variants.get((model, recipe, engine), make)
 
     def reference(self, model: VideoModel, settings: Settings) -> Clip | None:
         """The full-precision clip of these very settings, if it was sampled lately."""

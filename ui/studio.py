@@ -20,6 +20,7 @@ from ui.registry import Registry
 from ui.running import Runs
 from ui.sensitivity_tab import sensitivity_tab
 from ui.sidebar import sidebar
+from ui.speed_tab import speed_tab
 from ui.temporal_tab import temporal_tab
 
 DEFAULT_MODEL = "animatediff-mini"
@@ -63,6 +64,8 @@ def build(*, any_model: bool = False) -> gr.Blocks:
                 errors_tab(registry, runs, model_name, recipe)
             with gr.Tab("Sensitivity", id="sensitivity") as sensitivity:
                 sensitivity_tab(registry, runs, model_name, recipe, sensitivity)
+            with gr.Tab("Speed", id="speed"):
+                speed_tab(registry, runs, model_name, recipe)
 
         link = gr.Textbox(visible="hidden")
         recipe.change(

@@ -24,7 +24,7 @@ from qvd_core.recipe import get_recipe
 from qvd_core.variant import Variant, share_structure
 
 NAME = "AnimateDiff-SD1.5 shapes, random weights"
-RECIPE = "minmax-w8a8"
+RECIPE = get_recipe("minmax-w8a8")
 PROMPT_TOKENS, STEPS = 77, 25
 
 
@@ -60,7 +60,7 @@ def benchmark_full_size(
             model,
             recipes=(RECIPE,),
             against=("bf16", "torchao"),
-            variants={RECIPE: _variant(model)},
+            variants={RECIPE.name: _variant(model)},
             inputs=inputs,
             repeats=repeats,
             compiled=compiled,
@@ -85,7 +85,6 @@ def _model() -> VideoModel:
 
 def _variant(model: VideoModel) -> Variant:
     """The named recipe with ranges made up, since nothing has been calibrated."""
-    recipe = get_recipe(RECIPE)
     denoiser = share_structure(model.denoiser)
     for site in model.sites:
         layer: Any = denoiser.get_submodule(site.name)
@@ -93,4 +92,4 @@ def _variant(model: VideoModel) -> Variant:
         parent, _, child = site.name.rpartition(".")
         quantized = QuantizedLayer(layer, site.kind, WeightFormat(8), quantizer.to(layer.weight.device))
         setattr(denoiser.get_submodule(parent), child, quantized)
-    return Variant(model, recipe, denoiser.eval(), STEPS)
+    return Variant(model, RECIPE, denoiser.eval(), STEPS)

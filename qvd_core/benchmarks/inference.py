@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import statistics as mathematics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,11 +24,11 @@ from qvd_core.engines.int8_layer import Int8Layer
 from qvd_core.engines.integer import in_integers
 from qvd_core.layers.tabulated import StepTable
 from qvd_core.models.loader import VideoModel
-from qvd_core.recipe import get_recipe
+from qvd_core.recipe import Recipe, get_recipe
 from qvd_core.variant import Variant, quantize
 
 KINDS = ("fp32", "bf16", "torchao", "quanto")
-RECIPES = ("minmax-w8a8", "qvd-w8a8", "dynamic-w8a8")
+RECIPES = tuple(map(get_recipe, ("minmax-w8a8", "qvd-w8a8", "dynamic-w8a8")))
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -53,7 +53,7 @@ def benchmark_inference(
     model: VideoModel,
     statistics: Statistics | None = None,
     *,
-    recipes: tuple[str, ...] = RECIPES,
+    recipes: Sequence[Recipe] = RECIPES,
     against: tuple[str, ...] = KINDS,
     repeats: int = 10,
     compiled: bool = True,
@@ -84,7 +84,7 @@ def benchmark_inference(
     """
     args, kwargs = inputs or denoiser_inputs(model)
     variants = variants or {}
-    simulated = {name: variants.get(name) or quantize(model, get_recipe(name), statistics) for name in recipes}
+    simulated = {r.name: variants.get(r.name) or quantize(model, r, statistics) for r in recipes}
     sides = [side for side in (*_floating(model), *_peers(model)) if side.kind in against]
     if compiled:
         sides += [Side(f"{s.name}, compiled", s.kind, partial(_compiled, s.make), s.dtype) for s in sides]
@@ -112,9 +112,9 @@ def benchmark_inference(
         best[kind] = min(value, best.get(kind, value))
     fastest = min((n for n in seconds if by_name[n].kind == "int8"), key=lambda n: seconds[n])
     on_stage("bare kernels")
-    integer = in_integers(simulated[fastest.removeprefix("int8, ").removesuffix(", compiled")]).denoiser
+    integer = in_integers(simulated[fastest.removeprefix("int8, ").removesuffix(", compiled")])
     same = _cast(args, kwargs, _dtype(model))
-    kernels = bare_kernels(integer, same, repeats)
+    kernels = bare_kernels(integer.denoiser, same, repeats)
 
     def ratio(kind: str) -> float | None:
         return best["int8"] / best[kind] if kind in best else None
@@ -127,9 +127,10 @@ def benchmark_inference(
         "ratio_int8_to_bare_kernels": best["int8"] / kernels,
         "fastest_int8": fastest,
         "bare_kernels_seconds": kernels,
+        "placements": integer.arithmetic,
         "sides": {n: {"kind": by_name[n].kind, "seconds": s, "weight_bytes": held[n]} for n, s in seconds.items()},
         "left_out": left_out,
-        "by_kind": seconds_by_kind(model.denoiser, integer, same),
+        "by_kind": seconds_by_kind(model.denoiser, integer.denoiser, same),
         "model": model.spec.name,
         "device": str(model.device),
         "threads": torch.get_num_threads(),

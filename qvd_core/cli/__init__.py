@@ -15,7 +15,13 @@ from typing import Any
 
 from qvd_core import __version__
 from qvd_core.cli import allocation, commands
-from qvd_core.cli.options import add_clip_options, add_model_options, add_size_options, add_statistics_option
+from qvd_core.cli.options import (
+    add_clip_options,
+    add_engine_option,
+    add_model_options,
+    add_size_options,
+    add_statistics_option,
+)
 from qvd_core.errors import QvdError
 
 
@@ -55,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add_clip_options(generate)
     generate.add_argument("--recipe", help="quantize first, by this recipe (default: full precision)")
     add_statistics_option(generate)
+    add_engine_option(generate)
     generate.add_argument("--out", type=Path, default=Path("clip.mp4"), help="default: %(default)s")
 
     calibrate = add("calibrate", commands.calibrate, "Observe layer input ranges in full precision and save them.")
@@ -71,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     add_clip_options(compare)
     compare.add_argument("--recipe", default="minmax-w8a8", help="a name, or a JSON file (default: %(default)s)")
     add_statistics_option(compare)
+    add_engine_option(compare)
     compare.add_argument("--out", type=Path, default=Path("comparison"), help="folder (default: %(default)s)")
 
     errors = add("errors", commands.errors, "Measure the error every quantized layer makes by itself, at every step.")

@@ -10,6 +10,7 @@ from typing import Any
 
 from qvd_core.cli.options import (
     advance,
+    build_variant,
     clip_settings,
     find_statistics,
     load_model,
@@ -39,7 +40,6 @@ def models(options: argparse.Namespace) -> tuple[Any, str]:
 
 def generate(options: argparse.Namespace) -> tuple[Any, str]:
     from qvd_core.sampling import check_settings, generate
-    from qvd_core.variant import quantize
     from qvd_core.video import write_video
 
     recipe = read_recipe(options.recipe) if options.recipe else None
@@ -48,7 +48,7 @@ def generate(options: argparse.Namespace) -> tuple[Any, str]:
     check_settings(model, settings)
     source: Any = model
     if recipe is not None:
-        source = quantize(model, recipe, find_statistics(options, model, recipe.needs_statistics))
+        source = build_variant(options, model, recipe)
     with progress_bar(settings.steps, "sampling") as bar:
         clip = generate(source, settings, lambda _: advance(bar))
     write_video(clip.frames, options.out, model.spec.fps)
@@ -82,13 +82,12 @@ def compare(options: argparse.Namespace) -> tuple[Any, str]:
     from qvd_core.report import comparison_report, write_comparison
     from qvd_core.sampling import check_settings, generate
     from qvd_core.scores import compare
-    from qvd_core.variant import quantize
 
     recipe = read_recipe(options.recipe)
     model = load_model(options)
     settings = clip_settings(options, model)
     check_settings(model, settings)
-    variant = quantize(model, recipe, find_statistics(options, model, recipe.needs_statistics))
+    variant = build_variant(options, model, recipe)
     with storage_errors(options.out):  # before the work, not after it
         options.out.mkdir(parents=True, exist_ok=True)
     with progress_bar(2 * settings.steps, "sampling both") as bar:
@@ -97,7 +96,10 @@ def compare(options: argparse.Namespace) -> tuple[Any, str]:
     scores = compare(reference, quantized)
     write_comparison(options.out, variant, reference, quantized, scores)
     psnr = "identical" if scores.psnr_db == float("inf") else f"PSNR {scores.psnr_db:.2f} dB"
-    text = f"{recipe.name} against full precision: {psnr}, SSIM {scores.ssim:.4f} (simulated). See {options.out}/"
+    text = (
+        f"{recipe.name} against full precision: {psnr}, SSIM {scores.ssim:.4f} ({variant.arithmetic})."
+        f" See {options.out}/"
+    )
     return comparison_report(variant, reference, quantized, scores), text
 
 

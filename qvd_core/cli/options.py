@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from qvd_core.calibration.statistics import Statistics
     from qvd_core.models.loader import VideoModel
+    from qvd_core.variant import Variant
 
 DEFAULT_MODEL = "animatediff-mini"
 
@@ -51,6 +52,23 @@ def add_statistics_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--statistics", type=Path, help="calibration statistics (default: those shipped, else calibrate now)"
     )
+
+
+def add_engine_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--engine",
+        default="simulate",
+        choices=("simulate", "int8"),
+        help="how the quantized model computes: any bits in floating point, or in integers (default: %(default)s)",
+    )
+
+
+def build_variant(options: argparse.Namespace, model: VideoModel, recipe: Recipe) -> Variant:
+    from qvd_core.engines.integer import in_integers
+    from qvd_core.variant import quantize
+
+    variant = quantize(model, recipe, find_statistics(options, model, recipe.needs_statistics))
+    return variant if options.engine == "simulate" else in_integers(variant)
 
 
 def load_model(options: argparse.Namespace) -> VideoModel:
