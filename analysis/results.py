@@ -3,7 +3,10 @@
     python -m analysis.results README.md table.json headline.json
 
 puts them between the README's marks `<!-- results -->` and `<!-- end of results -->`. Where several files know a
-recipe, the row of more clips is taken.
+recipe, the row of more clips is taken. What `python -m qvd_core benchmark inference --out` wrote goes between
+`<!-- speed -->` and `<!-- end of speed -->`:
+
+    python -m analysis.results README.md --speed embedded.json full_size.json
 """
 
 from __future__ import annotations
@@ -15,11 +18,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.speed import as_markdown
 from qvd_core.errors import QvdError
 from qvd_core.recipe import BITS, METHODS
 from qvd_core.storage import replacing
 
-BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 DETAILS = {
     "ssim": ("SSIM", 3),
     "latent_error": ("latent error", 3),
@@ -65,18 +68,18 @@ def details(rows: Mapping[str, Any], names: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def insert(text: str, path: Path) -> None:
-    """Put `text` between the marks of the file at `path`.
+def insert(text: str, path: Path, mark: str = "results") -> None:
+    """Put `text` between the marks `<!-- MARK -->` and `<!-- end of MARK -->` of the file at `path`.
 
     Raises:
         QvdError: it has no marks.
         StorageError: it cannot be written.
     """
-    whole = path.read_text()
-    before, begin, rest = whole.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    first, last = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
+    before, begin, rest = path.read_text().partition(first)
+    _, end, after = rest.partition(last)
     if not (begin and end):
-        raise QvdError(f"{path} has no {BEGIN} … {END} to put the tables between.")
+        raise QvdError(f"{path} has no {first} … {last} to put the tables between.")
     with replacing(path) as scratch:
         scratch.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
@@ -85,10 +88,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m analysis.results", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("readme", type=Path)
-    parser.add_argument("tables", type=Path, nargs="+", help="what `evaluate --out` wrote")
+    parser.add_argument("tables", type=Path, nargs="*", help="what `evaluate --out` wrote")
+    parser.add_argument("--speed", type=Path, nargs="+", default=[], help="what `benchmark inference --out` wrote")
     arguments = parser.parse_args()
+    if arguments.speed:
+        measured = [json.loads(path.read_text()) for path in arguments.speed]
+        insert(as_markdown({result["model"]: result for result in measured}), arguments.readme, "speed")
+    if arguments.tables:
+        _insert_tables(arguments.tables, arguments.readme)
+
+
+def _insert_tables(tables: Sequence[Path], readme: Path) -> None:
     rows: dict[str, Any] = {}
-    for table in arguments.tables:
+    for table in tables:
         for row in json.loads(table.read_text())["rows"]:
             if row["recipe"] not in rows or row["clips"] > rows[row["recipe"]]["clips"]:
                 rows[row["recipe"]] = row
@@ -102,7 +114,7 @@ def main() -> None:
         " clips. Frechet distances of so few clips are mostly bias: they order rows of this table, whose floor is the"
         " row of other seeds, and compare with nothing published."
     )
-    insert(f"{fidelity(rows)}\n\n{details(rows, names)}\n\n{note}", arguments.readme)
+    insert(f"{fidelity(rows)}\n\n{details(rows, names)}\n\n{note}", readme)
 
 
 def _value(rows: Mapping[str, Any], name: str, key: str) -> float | None:

@@ -61,6 +61,28 @@ class Speed:
         )
 
 
+def as_markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Results of `benchmark_inference` by title, as Markdown: every side's milliseconds and weights, and the ratios."""
+    blocks = []
+    for title, result in results.items():
+        table = speed_table(result)
+        lines = [
+            f"{title}, on {table.device}:",
+            "",
+            "| one denoising step | ms | weights held, MB |",
+            "|---|---:|---:|",
+        ]
+        lines += [
+            f"| {side} | {1e3 * seconds:.1f} | {megabytes:.1f} |"
+            for side, seconds, megabytes in zip(table.sides, table.seconds, table.megabytes, strict=True)
+        ]
+        ratios = {name.removeprefix("ratio_"): value for name, value in result.items() if name.startswith("ratio_")}
+        known = ", ".join(f"{name.replace('_', ' ')} **{value:.2f}**" for name, value in ratios.items() if value)
+        left_out = "".join(f" Left out: {side} ({reason})." for side, reason in result["left_out"].items())
+        blocks.append("\n".join([*lines, "", f"Ratios: {known}. {result['placements']}.{left_out}"]))
+    return "\n\n".join(blocks)
+
+
 def speed_table(result: Mapping[str, Any]) -> Speed:
     """What `qvd_core.benchmarks.inference.benchmark_inference` returned, as a table."""
     sides = sorted(result["sides"].items(), key=lambda item: item[1]["seconds"])

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
-from analysis.results import BEGIN, END, details, fidelity, insert, main
+from analysis.results import details, fidelity, insert, main
 from qvd_core.errors import QvdError
+
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 
 
 def row(recipe: str, psnr: float | None, clips: int = 20) -> dict:

@@ -6,7 +6,7 @@ import pytest
 
 from analysis import paper, screen
 from analysis.figures.speed import step_times
-from analysis.speed import speed_table
+from analysis.speed import as_markdown, speed_table
 
 RESULT = {
     "sides": {
@@ -53,3 +53,13 @@ def test_the_figure_has_a_point_for_every_side():
     assert drawing.alt_text == table.in_words()
     screen.figure(drawing)
     assert paper.as_file(drawing, "pdf").startswith(b"%PDF")
+
+
+def test_markdown_has_every_side_and_ratio():
+    result = {**RESULT, "ratio_int8_to_fp32": 0.25, "ratio_int8_to_quanto": None, "left_out": {"quanto": "absent"}}
+    text = as_markdown({"Small model": result})
+    assert "| int8, minmax-w8a8 | 100.0 | 10.0 |" in text
+    assert "int8 to fp32 **0.25**" in text
+    assert "int8 to quanto" not in text
+    assert "Left out: quanto (absent)." in text
+    assert text.startswith("Small model, on a machine:")
