@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from qvd_core.calibration.ranges import input_range
-from qvd_core.calibration.statistics import Statistics
+from qvd_core.calibration.statistics import CalibrationRun, Statistics
 from qvd_core.calibration.temporal_features import sampler_timesteps, temporal_features
 from qvd_core.errors import CalibrationError, memory_errors
 from qvd_core.formats import HTDQ, ActivationFormat, ChannelBalancing, ShiftAndScale, Tabulated
@@ -64,6 +64,7 @@ class Variant:
         frames: the clip length it has per-frame grids for; None if it has none.
         clock: what ties some layers to the steps of the calibrated sampler; None if nothing does.
         search_seconds: measured time of all searches: thresholds, coefficients, ranges.
+        calibration: the run its statistics came from; None without statistics.
     """
 
     model: VideoModel
@@ -77,6 +78,7 @@ class Variant:
     frames: int | None = None
     clock: StepClock | None = None
     search_seconds: float = 0.0
+    calibration: CalibrationRun | None = None
 
 
 def quantize(model: VideoModel, recipe: Recipe, statistics: Statistics | None = None) -> Variant:
@@ -166,6 +168,7 @@ class _Builder:
             frames=self.frames,
             clock=self.__dict__.get("clock"),  # if any layer has asked for it
             search_seconds=seconds,
+            calibration=None if self.statistics is None else self.statistics.run,
         )
 
     def _replace(self, name: str, module: nn.Module) -> None:

@@ -64,8 +64,8 @@ class StaticGrids(GridQuantizer):
     @classmethod
     def rebuild(cls, values: Description, place: Place) -> StaticGrids:
         values = read_fields(values, f"the input of {place.name}", bits=int, symmetric=bool, grids=int)
-        ends = torch.ones(values["grids"], device="meta")
-        return cls(-ends, ends, read_format(values, place.name))
+        ends = torch.ones(values["grids"])
+        return cls(-ends, ends, read_format(values, place.name)).to("meta")
 
 
 class StaticPerTensor(StaticGrids):
@@ -109,8 +109,8 @@ class StaticPerStep(StaticGrids):
                 f"The checkpoint gives {place.name} a grid for each of {values['grids']} steps, and its sampler"
                 f" {0 if place.clock is None else place.clock.steps} of them."
             )
-        ends = torch.ones(values["grids"], device="meta")
-        return cls(-ends, ends, read_format(values, place.name), place.clock)
+        ends = torch.ones(values["grids"])
+        return cls(-ends, ends, read_format(values, place.name), place.clock).to("meta")
 
     def grid_for(self, x: Tensor) -> Grid:
         now = slice(self.clock.step, self.clock.step + 1)
@@ -139,8 +139,8 @@ class StaticSplit(StaticGrids):
         values = read_fields(values, where, bits=int, symmetric=bool, grids=int, split=int)
         if values["split"] >= channels or values["grids"] != channels:
             raise ModelError(f"The checkpoint splits {where}, of {channels} channels, at {values['split']}.")
-        ends = torch.ones(2, device="meta")
-        return cls(-ends, ends, read_format(values, place.name), values["split"], channels)
+        ends = torch.ones(2)
+        return cls(-ends, ends, read_format(values, place.name), values["split"], channels).to("meta")
 
     def grid_for(self, x: Tensor) -> Grid:
         return _along(self.grids(), x.dim(), 1, 1)

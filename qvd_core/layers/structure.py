@@ -20,7 +20,7 @@ from qvd_core.layers.clock import StepClock
 from qvd_core.layers.description import LARGEST_COUNT, Description, Place, read_fields
 from qvd_core.layers.exact import exact_names
 from qvd_core.layers.folded_norm import PositionedNorm, describe_norm, rebuild_norm
-from qvd_core.layers.inputs import OncePerInput, rebuild_quantizer
+from qvd_core.layers.inputs import rebuild_quantizer
 from qvd_core.layers.quantized import QuantizedLayer
 from qvd_core.layers.tabulated import TabulatedLayer
 from qvd_core.models.sites import LAYER_KINDS
@@ -34,6 +34,7 @@ def describe(denoiser: nn.Module, clock: StepClock | None) -> Description:
     for name, module in denoiser.named_modules():
         if isinstance(module, QuantizedLayer):
             own: Any = module.quantize_input
+            described: Description | None
             if own is not None and owners.setdefault(own, name) != name:
                 described = {"kind": "shared", "with": owners[own]}
             else:
@@ -61,16 +62,19 @@ def rebuild(denoiser: nn.Module, structure: Any) -> StepClock | None:
     """
     structure = read_fields(structure, "the denoiser", timesteps=(list, type(None)), pieces=dict)
     clock = None if structure["timesteps"] is None else StepClock(denoiser, _timesteps(structure["timesteps"]))
-    plain = dict(denoiser.named_modules())
+    pieces = structure["pieces"]
+    plain = {name: module for name, module in denoiser.named_modules() if name in pieces and name}
+    if len(plain) < len(pieces):
+        unknown = min(set(pieces) - set(plain))
+        raise ModelError(f"The checkpoint describes {unknown!r}, which {type(denoiser).__name__} of this config lacks.")
     built: dict[str, QuantizedLayer] = {}
-    for name, values in structure["pieces"].items():
+    for name, module in plain.items():  # in the order of `describe`, whatever that of the file is
+        values = pieces[name]
         kind = values.get("kind") if isinstance(values, dict) else values
-        if not name or name not in plain:
-            raise ModelError(f"The checkpoint describes {name!r}, which {type(denoiser).__name__} of this config lacks.")
         if kind == "norm":
             rebuild_norm(denoiser, name, values)
             continue
-        place = Place(name, plain[name], LAYER_KINDS.get(type(plain[name]), "no linear layer or convolution"), clock)
+        place = Place(name, module, LAYER_KINDS.get(type(module), "no linear layer or convolution"), clock)
         if kind not in ("layer", "tabulated") or place.kind not in LAYER_KINDS.values():
             raise ModelError(f"The checkpoint describes {name}, {place.kind}, as {kind!r}, which is not known here.")
         parent, _, child = name.rpartition(".")
@@ -88,7 +92,7 @@ def _rebuild_layer(values: Description, place: Place, built: dict[str, Quantized
     quantizer: nn.Module | None = None
     if isinstance(described, dict) and described.get("kind") == "shared":
         owner = built.get(read_fields(described, f"the input of {place.name}", **{"with": str})["with"])
-        if owner is None or not isinstance(owner.quantize_input, OncePerInput):
+        if owner is None or owner.quantize_input is None:
             raise ModelError(f"The checkpoint has {place.name} share the input of {described['with']}, which has none.")
         quantizer = owner.quantize_input
     elif isinstance(described, dict):
