@@ -32,7 +32,7 @@ from qvd_core.checkpoint_file import (
     weight_files,
     write_weights,
 )
-from qvd_core.errors import ModelError, StorageError, memory_errors
+from qvd_core.errors import ModelError, RecipeError, StorageError, memory_errors
 from qvd_core.layers.folded_norm import folded_transform
 from qvd_core.layers.inputs import StaticPerFrame
 from qvd_core.layers.quantized import QuantizedLayer
@@ -109,7 +109,10 @@ def load_quantized(folder: str | Path, model: VideoModel, *, revision: str | Non
     config = read_config(folder)
     quantization = config["quantization_config"]
     _check_model(config, model)
-    recipe = Recipe.from_dict(quantization["recipe"])
+    try:
+        recipe = Recipe.from_dict(quantization["recipe"])
+    except RecipeError as error:
+        raise ModelError(f"The recipe of this checkpoint is not known here, or damaged: {error}") from error
     denoiser = share_structure(model.denoiser)
     with memory_errors(f"the checkpoint {folder.name}", "Drop another variant first."):
         clock = rebuild(denoiser, quantization["structure"])
@@ -201,6 +204,7 @@ def _transforms(denoiser: nn.Module, model: VideoModel) -> tuple[dict[str, Chann
         taken_in = None if shared.norm is None else folded_transform(denoiser.get_submodule(shared.norm))
         layer: Any = denoiser.get_submodule(shared.consumers[0])
         if taken_in is not None:
+            taken_in = ChannelTransform(taken_in.shift.cpu(), taken_in.scale.cpu())
             transforms |= dict.fromkeys(shared.consumers, taken_in)
             folded.update(shared.consumers)
         elif getattr(layer, "input_scale", None) is not None:

@@ -139,6 +139,9 @@ class QVDQuantizer(DiffusersQuantizer):
         model.register_to_config(quantization_config=self.quantization_config)
         return model
 
+    def _dequantize(self, model: Any) -> Any:
+        raise ModelError("Weights cannot be had back from their codes; load the model in full precision instead.")
+
     def get_state_dict_and_metadata(
         self, state_dict: dict[str, Tensor], safe_serialization: bool = False
     ) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -88,7 +88,7 @@ class FoldedTransform(ExactBuffers):
 def folded_transform(norm: nn.Module) -> ChannelTransform | None:
     """The channel transformation that `norm` has taken in; None if it has not."""
     kept = getattr(plain_norm(norm), "folded", None)
-    return ChannelTransform(kept.shift.cpu(), kept.scale.cpu()) if isinstance(kept, FoldedTransform) else None
+    return ChannelTransform(kept.shift, kept.scale) if isinstance(kept, FoldedTransform) else None
 
 
 def describe_norm(norm: nn.Module) -> Description | None:

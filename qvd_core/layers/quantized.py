@@ -99,7 +99,7 @@ class QuantizedLayer(ExactBuffers):
         if weights is None:
             self.weight = nn.Parameter(weight, requires_grad=False)
         else:
-            self._without_weight(weight.dtype)
+            self._hold_dtype(weight.dtype)
             self.keep_dequantized()
         if kind != "linear":
             self.stride, self.padding = original.stride, original.padding
@@ -128,16 +128,16 @@ class QuantizedLayer(ExactBuffers):
 
     def keep_packed(self) -> None:
         """Drop the dequantized weights: each call makes its own and the layer takes no more than its codes."""
-        if self.packed is not None:
-            self._buffers["weight"] = None
+        if self.packed is not None and "weight" in self._buffers:
+            del self.weight
 
     def keep_dequantized(self) -> None:
         """Have the dequantized weights ready, which is faster and takes their memory on top."""
         if self.packed is not None:
             self._buffers["weight"] = self._dequantized()
+            self._non_persistent_buffers_set.add("weight")  # the state is the same either way
 
-    def _without_weight(self, dtype: torch.dtype) -> None:
-        self.register_buffer("weight", None, persistent=False)
+    def _hold_dtype(self, dtype: torch.dtype) -> None:
         if self.bias is None:
             self.dtype_holder = nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
 
@@ -149,8 +149,9 @@ class QuantizedLayer(ExactBuffers):
         return tensor.dtype
 
     def __getattr__(self, name: str) -> Any:
-        value = super().__getattr__(name)
-        return self._dequantized() if value is None and name == "weight" else value
+        if name == "weight" and self.__dict__.get("_buffers", {}).get("packed") is not None:
+            return self._buffers["weight"] if name in self._buffers else self._dequantized()
+        return super().__getattr__(name)
 
     def _dequantized(self) -> Tensor:
         codes, scale = self.codes, self.weight_scale
@@ -212,7 +213,7 @@ class QuantizedLayer(ExactBuffers):
         if bits is not None:
             layer.weights = WeightFormat(bits, values["symmetric"])
             del layer._parameters["weight"]
-            layer._without_weight(place.original.weight.dtype)
+            layer._hold_dtype(place.original.weight.dtype)
             layer.packed = empty(packed_size(math.prod(shape), bits), dtype=torch.uint8)
             grids = (shape[0], 1 if split is None else 2, *[1] * (len(shape) - 2))
             layer.scales = empty(*grids, dtype=torch.float32)
