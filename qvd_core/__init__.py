@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qvd_core.allocation import Allocation, allocate, pareto_front
     from qvd_core.calibration.calibrate import calibrate, calibration_prompts, embedded_statistics
     from qvd_core.calibration.statistics import Statistics
+    from qvd_core.checkpoint import load_quantized, save
     from qvd_core.engines.integer import in_integers
     from qvd_core.evaluation import evaluate
     from qvd_core.formats import Override
@@ -44,6 +45,8 @@ _HOMES = {
     "embedded_statistics": "calibration.calibrate",
     "Statistics": "calibration.statistics",
     "quantize": "variant",
+    "save": "checkpoint",
+    "load_quantized": "checkpoint",
     "Variant": "variant",
     "Placement": "variant",
     "in_integers": "engines.integer",
@@ -96,10 +99,12 @@ __all__ = [
     "get_recipe",
     "in_integers",
     "load",
+    "load_quantized",
     "measured_sensitivity",
     "pareto_front",
     "proxy_sensitivity",
     "quantize",
+    "save",
     "scaled_sensitivity",
     "tabulate",
 ]

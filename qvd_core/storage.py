@@ -6,7 +6,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qvd_core.errors import StorageError
@@ -34,15 +34,59 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".partial-", suffix=path.suffix)
-        os.close(handle)
-        scratch = Path(name)
+        scratch = _scratch(path)
         try:
             yield scratch
             scratch.chmod(0o666 & ~_umask())  # mkstemp makes it private
             scratch.replace(path)
         finally:
             scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_in(folder: Path, *names: str) -> Iterator[tuple[Path, ...]]:
+    """`replacing` for several files of one folder that make sense only together: all of them change, or none.
+
+    The folder is made if it is missing, and removed again if nothing came to be in it.
+    """
+    with storage_errors(folder):
+        new = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        scratches: list[Path] = []
+        old: list[tuple[Path, Path]] = []  # (where it belongs, where it waits)
+        placed: list[Path] = []
+        try:
+            for name in names:
+                scratches.append(_scratch(folder / name))
+            yield tuple(scratches)
+            for name, scratch in zip(names, scratches, strict=True):
+                scratch.chmod(0o666 & ~_umask())
+                if (folder / name).exists():
+                    waiting = _scratch(folder / name)
+                    old.append((folder / name, waiting))
+                    (folder / name).replace(waiting)
+            for name, scratch in zip(names, scratches, strict=True):
+                placed.append(folder / name)
+                scratch.replace(folder / name)
+        except BaseException:
+            for path in placed:
+                path.unlink(missing_ok=True)
+            for path, waiting in old:
+                if not path.exists():
+                    waiting.replace(path)
+            raise
+        finally:
+            for scratch in (*scratches, *(waiting for _, waiting in old)):
+                scratch.unlink(missing_ok=True)
+            if new:
+                with suppress(OSError):
+                    folder.rmdir()
+
+
+def _scratch(path: Path) -> Path:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".partial-", suffix=path.suffix)
+    os.close(handle)
+    return Path(name)
 
 
 @contextmanager

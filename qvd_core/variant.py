@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from qvd_core.calibration.ranges import input_range
-from qvd_core.calibration.statistics import Statistics
+from qvd_core.calibration.statistics import CalibrationRun, Statistics
 from qvd_core.calibration.temporal_features import sampler_timesteps, temporal_features
 from qvd_core.errors import CalibrationError, memory_errors
 from qvd_core.formats import HTDQ, ActivationFormat, ChannelBalancing, ShiftAndScale, Tabulated
@@ -70,7 +70,6 @@ class Variant:
         model: what it was made from.
         recipe: how.
         denoiser: drop-in replacement of the model's denoiser.
-        steps: sampler length it was made for.
         engine: "simulate": integer codes, computed with in floating point; "int8": see `engines.integer`.
         placements: by site, how an integer engine computes it; empty for "simulate".
         transforms: by site, what is done to the channels of its input.
@@ -80,12 +79,12 @@ class Variant:
         frames: the clip length it has per-frame grids for; None if it has none.
         clock: what ties some layers to the steps of the calibrated sampler; None if nothing does.
         search_seconds: measured time of all searches: thresholds, coefficients, ranges.
+        calibration: the run its statistics came from; None without statistics.
     """
 
     model: VideoModel
     recipe: Recipe
     denoiser: nn.Module
-    steps: int
     engine: str = "simulate"
     placements: dict[str, Placement] = field(default_factory=dict)
     transforms: dict[str, ChannelTransform] = field(default_factory=dict)
@@ -95,6 +94,12 @@ class Variant:
     frames: int | None = None
     clock: StepClock | None = None
     search_seconds: float = 0.0
+    calibration: CalibrationRun | None = None
+
+    @property
+    def steps(self) -> int:
+        """Length of the sampler it was made for."""
+        return self.model.spec.steps if self.calibration is None else self.calibration.steps
 
     @property
     def arithmetic(self) -> str:
@@ -188,7 +193,6 @@ class _Builder:
             self.model,
             self.recipe,
             self.denoiser.eval(),
-            self._steps,
             transforms=self.transforms,
             folded=frozenset(self.folded),
             thresholds=self.thresholds,
@@ -196,6 +200,7 @@ class _Builder:
             frames=self.frames,
             clock=self.__dict__.get("clock"),  # if any layer has asked for it
             search_seconds=seconds,
+            calibration=None if self.statistics is None else self.statistics.run,
         )
 
     def _replace(self, name: str, module: nn.Module) -> None:

@@ -26,7 +26,7 @@ from qvd_core.variant import quantize
 
 CAPTION = "a red circle moving left on a striped gray background"
 needs_int8 = pytest.mark.skipif(bool(cpu_int8.unavailable()), reason=str(cpu_int8.unavailable()))
-COMMANDS = ("models", "generate", "calibrate", "compare", "errors", "allocate", "evaluate", "benchmark")
+COMMANDS = ("models", "generate", "calibrate", "export", "compare", "errors", "allocate", "evaluate", "benchmark")
 
 
 @pytest.fixture
@@ -133,6 +133,34 @@ def test_generate_quantized_with_json(clip, tmp_path, capsys):
         "width": 16,
     }
     assert frames_of(out) == 4
+
+
+def test_export_then_generate(tiny, clip, statistics_file, tmp_path, capsys):
+    folder, options = tmp_path / "checkpoint", ["--statistics", str(statistics_file)]
+    assert main(["export", *tiny, "--recipe", "qvd-w4a8", *options, "--out", str(folder), "--json"]) == 0
+    result = strict_json(capsys.readouterr().out)
+    assert result["checkpoint"] == str(folder)
+    assert result["bytes"] == sum(path.stat().st_size for path in folder.iterdir())
+    assert Recipe.from_dict(result["recipe"]) == get_recipe("qvd-w4a8")
+    videos = [tmp_path / "loaded.mp4", tmp_path / "quantized.mp4"]
+    assert main(["generate", *clip, "--checkpoint", str(folder), "--out", str(videos[0])]) == 0
+    assert main(["generate", *clip, "--recipe", "qvd-w4a8", *options, "--out", str(videos[1])]) == 0
+    loaded, quantized = (imageio.mimread(video) for video in videos)
+    assert all((a == b).all() for a, b in zip(loaded, quantized, strict=True))
+    assert main(["export", *tiny, "--recipe", "dynamic-w8a8", "--out", str(folder)]) == 0
+    assert re.search(r"dynamic-w8a8, [\d,]+ bytes; [\d.]+ times smaller than in bf16", capsys.readouterr().out)
+
+
+def test_a_checkpoint_is_no_recipe(clip, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", *clip, "--checkpoint", "x", "--recipe", "minmax-w8a8"])
+    assert ended.value.code == 2
+    assert "not allowed with argument" in capsys.readouterr().err
+    assert main(["generate", *clip, "--checkpoint", str(tmp_path)]) == 1
+    assert "is no checkpoint: it has no config.json" in capsys.readouterr().err
+    (tmp_path / "mine.txt").write_text("x")
+    assert main(["export", *clip[:4], "--recipe", "dynamic-w8a8", "--out", str(tmp_path)]) == 1
+    assert "holds mine.txt and is no checkpoint; choose a folder" in capsys.readouterr().err
 
 
 def test_calibrate_then_compare(tiny, clip, model, tmp_path, capsys):

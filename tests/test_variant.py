@@ -160,7 +160,7 @@ def test_the_same_recipe_gives_the_same_variant(model, statistics, method):
 
 def test_a_dropped_variant_frees_its_codes(model, statistics):
     variant = quantize(model, get_recipe("minmax-w8a8"), statistics)
-    codes = weakref.ref(variant.denoiser.conv_in.codes)
+    codes = weakref.ref(variant.denoiser.conv_in.packed)
     generate(variant, default_settings(model, "a red circle", steps=1, frames=1))
     del variant
     gc.collect()

@@ -92,4 +92,4 @@ def _variant(model: VideoModel) -> Variant:
         parent, _, child = site.name.rpartition(".")
         quantized = QuantizedLayer(layer, site.kind, WeightFormat(8), quantizer.to(layer.weight.device))
         setattr(denoiser.get_submodule(parent), child, quantized)
-    return Variant(model, RECIPE, denoiser.eval(), STEPS)
+    return Variant(model, RECIPE, denoiser.eval())

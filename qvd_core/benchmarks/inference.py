@@ -213,8 +213,7 @@ def weight_bytes(denoiser: nn.Module) -> int:
     sizes: dict[int, int] = {}
     for module in denoiser.modules():
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            # Those of a simulated layer's codes are in the numbers they stand for, those of oneDNN below.
-            if tensor is not getattr(module, "codes", None) and tensor.layout is torch.strided:
+            if tensor.layout is torch.strided:  # those of oneDNN are counted below
                 sizes[id(tensor)] = _bytes(tensor)
         if isinstance(module, Int8Layer):
             sizes[id(module)] = module.weight_count

@@ -59,7 +59,9 @@ def _parser() -> argparse.ArgumentParser:
     generate = add("generate", commands.generate, "Sample one clip and write it as mp4.")
     add_model_options(generate)
     add_clip_options(generate)
-    generate.add_argument("--recipe", help="quantize first, by this recipe (default: full precision)")
+    quantized = generate.add_mutually_exclusive_group()
+    quantized.add_argument("--recipe", help="quantize first, by this recipe (default: full precision)")
+    quantized.add_argument("--checkpoint", help="a folder that `export` wrote, or owner/name, instead of quantizing")
     add_statistics_option(generate)
     add_engine_option(generate)
     generate.add_argument("--out", type=Path, default=Path("clip.mp4"), help="default: %(default)s")
@@ -72,6 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
     calibrate.add_argument("--seed", type=int, default=1000)
     calibrate.add_argument("--out", type=Path, default=Path("statistics.safetensors"), help="default: %(default)s")
+
+    export = add("export", commands.export, "Quantize, and save the denoiser as a folder that diffusers can read.")
+    add_model_options(export)
+    export.add_argument("--recipe", default="minmax-w8a8", help="a name, or a JSON file (default: %(default)s)")
+    add_statistics_option(export)
+    export.add_argument("--out", type=Path, default=Path("checkpoint"), help="folder (default: %(default)s)")
 
     compare = add("compare", commands.compare, "Sample the same clip in full precision and quantized, and score it.")
     add_model_options(compare)

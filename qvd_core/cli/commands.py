@@ -14,6 +14,7 @@ from qvd_core.cli.options import (
     clip_settings,
     find_statistics,
     load_model,
+    on_engine,
     progress_bar,
     read_recipe,
     read_recipes,
@@ -39,6 +40,7 @@ def models(options: argparse.Namespace) -> tuple[Any, str]:
 
 
 def generate(options: argparse.Namespace) -> tuple[Any, str]:
+    from qvd_core.checkpoint import load_quantized
     from qvd_core.sampling import check_settings, generate
     from qvd_core.video import write_video
 
@@ -49,6 +51,8 @@ def generate(options: argparse.Namespace) -> tuple[Any, str]:
     source: Any = model
     if recipe is not None:
         source = build_variant(options, model, recipe)
+    elif options.checkpoint:
+        source = on_engine(options, load_quantized(options.checkpoint, model))
     with progress_bar(settings.steps, "sampling") as bar:
         clip = generate(source, settings, lambda _: advance(bar))
     write_video(clip.frames, options.out, model.spec.fps)
@@ -76,6 +80,20 @@ def calibrate(options: argparse.Namespace) -> tuple[Any, str]:
         result,
         f"{options.out}: ranges of {len(statistics.low)} sites over {statistics.run.steps} steps, {size:,} bytes",
     )
+
+
+def export(options: argparse.Namespace) -> tuple[Any, str]:
+    from qvd_core.checkpoint import save
+    from qvd_core.variant import quantize
+
+    recipe = read_recipe(options.recipe)
+    model = load_model(options)
+    variant = quantize(model, recipe, find_statistics(options, model, recipe.needs_statistics))
+    save(variant, options.out)
+    size = sum(path.stat().st_size for path in options.out.iterdir())
+    before = 2 * sum(tensor.numel() for tensor in model.denoiser.state_dict().values())
+    result = {"checkpoint": str(options.out), "bytes": size, "bytes_bf16": before, "recipe": recipe.to_dict()}
+    return result, f"{options.out}: {recipe.name}, {size:,} bytes; {before / size:.2f} times smaller than in bf16"
 
 
 def compare(options: argparse.Namespace) -> tuple[Any, str]:

@@ -64,10 +64,14 @@ def add_engine_option(command: argparse.ArgumentParser) -> None:
 
 
 def build_variant(options: argparse.Namespace, model: VideoModel, recipe: Recipe) -> Variant:
-    from qvd_core.engines.integer import in_integers
     from qvd_core.variant import quantize
 
-    variant = quantize(model, recipe, find_statistics(options, model, recipe.needs_statistics))
+    return on_engine(options, quantize(model, recipe, find_statistics(options, model, recipe.needs_statistics)))
+
+
+def on_engine(options: argparse.Namespace, variant: Variant) -> Variant:
+    from qvd_core.engines.integer import in_integers
+
     return variant if options.engine == "simulate" else in_integers(variant)
 
 

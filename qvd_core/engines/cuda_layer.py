@@ -28,7 +28,7 @@ class Codes(nn.Module):
         """int8 codes in the shape of `x`, scales, and zero points unless all are 0."""
         if isinstance(self.quantizer, DynamicPerToken):
             form = self.quantizer.form
-            return cuda_int8.quantize_dynamic(x, form.bits, form.symmetric, self.quantizer.kind)
+            return cuda_int8.quantize_dynamic(x, form.bits, form.symmetric, self.quantizer.layer_kind)
         grid = self.quantizer.grid_for(x)
         scale, zero_point = grid.scale.flatten(), None if self.quantizer.symmetric else grid.zero_point.flatten()
         return cuda_int8.quantize_static(x, scale, zero_point, grid.code_min, grid.code_max), scale, zero_point

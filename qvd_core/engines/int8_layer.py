@@ -44,7 +44,8 @@ class Int8Layer(nn.Module):
         biased: bool = True,
     ):
         super().__init__()
-        assert layer.codes is not None
+        codes_of_weights = layer.codes
+        assert codes_of_weights is not None
         assert layer.weight_scale is not None
         assert layer.weight_zero_point is not None
         self.kind, self.codes, self.quantizer = layer.kind, codes, quantizer
@@ -57,7 +58,7 @@ class Int8Layer(nn.Module):
         self.pad_first = False
         if layer.kind != "linear":
             self._read_geometry(layer)
-        weights = layer.codes[:, channels]
+        weights = codes_of_weights[:, channels]
         # All input channels of a part are on one grid.
         scale, zero_point = (t[:, channels][:, :1].flatten() for t in (layer.weight_scale, layer.weight_zero_point))
         self.weight_count = weights.numel()

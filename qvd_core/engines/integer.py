@@ -92,7 +92,8 @@ class _Converter:
         """What takes the place of `layer`, and why."""
         if not isinstance(layer, QuantizedLayer):
             return layer, Placement("floating point", "the recipe leaves it as it is")
-        if layer.codes is None:
+        codes = layer.codes
+        if codes is None:
             return layer, Placement("floating point", "its weights are in floating point")
         if layer.quantize_input is None:
             return layer, Placement("floating point", "its input is in floating point")
@@ -104,8 +105,8 @@ class _Converter:
         if bits > 8:
             return layer, Placement("floating point", f"its input has {bits} bits, more than int8 holds")
         assert layer.weight_zero_point is not None
-        products = layer.codes[0].numel()
-        zero_points = centred_codes(layer.codes, layer.weight_zero_point) is None
+        products = codes[0].numel()
+        zero_points = centred_codes(codes, layer.weight_zero_point) is None
         reason = self.engine.takes(layer.kind, getattr(layer, "groups", 1), products, zero_points)
         if reason is not None:
             return layer, Placement("floating point", reason)

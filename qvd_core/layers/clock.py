@@ -25,11 +25,16 @@ class StepClock:
         self._now = threading.local()
         denoiser.register_forward_pre_hook(self.read, with_kwargs=True)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> StepClock:
-        twin = object.__new__(type(self))
-        twin._numbers, twin._now = self._numbers, threading.local()
-        memo[id(self)] = twin
-        return twin
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_numbers": self._numbers}  # what time it is belongs to each thread alone
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._numbers, self._now = state["_numbers"], threading.local()
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """Those of the sampler this clock knows, in its order."""
+        return tuple(self._numbers)
 
     @property
     def steps(self) -> int:

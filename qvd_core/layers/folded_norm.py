@@ -11,8 +11,12 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from qvd_core.errors import ModelError
+from qvd_core.layers.description import Description, read_fields
+from qvd_core.layers.exact import ExactBuffers
 from qvd_core.quantizers.channel_transform import ChannelTransform
 
 
@@ -38,17 +42,12 @@ def fold_into_norm(denoiser: nn.Module, name: str, transform: ChannelTransform) 
     """
     parent, _, child = name.rpartition(".")
     block: Any = denoiser.get_submodule(parent)
-    norm: Any = getattr(block, child)
-    plain = norm.norm if isinstance(norm, PositionedNorm) else norm
+    plain = plain_norm(getattr(block, child))
     if not isinstance(plain, (nn.LayerNorm, nn.GroupNorm)) or plain.weight is None or plain.bias is None:
         return False
     if child in POSITIONED and getattr(block, "pos_embed", None) is not None:
-        # One table serves both norms, which may be transformed differently: give each its own.
-        table = block.pos_embed.pe
-        for positioned in POSITIONED:
-            setattr(block, positioned, PositionedNorm(getattr(block, positioned), table))
-        block.pos_embed = None
-        norm = getattr(block, child)
+        _position_norms(block)
+    norm: Any = getattr(block, child)
     folded: nn.Module = transformed_norm(plain, transform)
     if isinstance(norm, PositionedNorm):
         scale = transform.scale.to(norm.positions.device)
@@ -61,10 +60,74 @@ POSITIONED = ("norm1", "norm2")
 """Norms of a diffusers transformer block whose output gets the positions of `pos_embed`."""
 
 
+def _position_norms(block: Any) -> None:
+    """One table serves both norms, which may be transformed differently: give each its own."""
+    for positioned in POSITIONED:
+        setattr(block, positioned, PositionedNorm(getattr(block, positioned), block.pos_embed.pe))
+    block.pos_embed = None
+
+
+def plain_norm(module: nn.Module) -> nn.Module:
+    """The norm itself, without its positions."""
+    return module.norm if isinstance(module, PositionedNorm) else module
+
+
+class FoldedTransform(ExactBuffers):
+    """What a norm has taken in, kept beside it for those who look at layers one by one; it computes nothing."""
+
+    exact = ("shift", "scale")
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, transform: ChannelTransform):
+        super().__init__()
+        self.register_buffer("shift", transform.shift)
+        self.register_buffer("scale", transform.scale)
+
+
+def folded_transform(norm: nn.Module) -> ChannelTransform | None:
+    """The channel transformation that `norm` has taken in; None if it has not."""
+    kept = getattr(plain_norm(norm), "folded", None)
+    return ChannelTransform(kept.shift, kept.scale) if isinstance(kept, FoldedTransform) else None
+
+
+def describe_norm(norm: nn.Module) -> Description | None:
+    """What is special about a norm; None if nothing is."""
+    positioned, folded = isinstance(norm, PositionedNorm), folded_transform(norm) is not None
+    return {"kind": "norm", "positioned": positioned, "folded": folded} if positioned or folded else None
+
+
+def rebuild_norm(denoiser: nn.Module, name: str, values: Description) -> None:
+    """Make the norm at path `name` what it describes itself as, without its numbers.
+
+    Raises:
+        ModelError: there is no such norm, or no such table of positions.
+    """
+    values = read_fields(values, name, positioned=bool, folded=bool)
+    parent, _, child = name.rpartition(".")
+    block: Any = denoiser.get_submodule(parent)
+    if values["positioned"] and getattr(block, "pos_embed", None) is not None and child in POSITIONED:
+        _position_norms(block)
+    norm = getattr(block, child)
+    plain: Any = plain_norm(norm)
+    if isinstance(norm, PositionedNorm) is not values["positioned"] or not isinstance(
+        plain, (nn.LayerNorm, nn.GroupNorm)
+    ):
+        raise ModelError(f"The checkpoint describes {name} as a norm with positions, which this model has not.")
+    if values["folded"]:
+        plain = copy.deepcopy(plain)  # not the model's own
+        empty = torch.empty(len(plain.weight), device="meta")
+        plain.folded = FoldedTransform(ChannelTransform(empty, empty.clone()))
+    if values["positioned"]:
+        plain = PositionedNorm(plain, torch.empty_like(norm.positions, device="meta"))
+    setattr(block, child, plain)
+
+
 def transformed_norm(norm: Any, transform: ChannelTransform) -> nn.Module:
     """A copy of a LayerNorm or GroupNorm whose output is the transformed one."""
     folded = copy.deepcopy(norm)
     scale, shift = transform.scale.to(norm.weight.device), transform.shift.to(norm.weight.device)
     folded.weight = nn.Parameter((norm.weight.float() / scale).to(norm.weight.dtype), requires_grad=False)
     folded.bias = nn.Parameter(((norm.bias.float() - shift) / scale).to(norm.bias.dtype), requires_grad=False)
+    folded.folded = FoldedTransform(ChannelTransform(shift.float(), scale.float()))
     return folded

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 import weakref
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from qvd_core.errors import GenerationError
+from qvd_core.errors import GenerationError, ModelError
 from qvd_core.formats import ActivationFormat
 from qvd_core.layers.clock import StepClock
+from qvd_core.layers.description import Description, Place, read_fields, read_format
+from qvd_core.layers.exact import ExactBuffers
 from qvd_core.quantizers import logarithmic
+from qvd_core.quantizers.logarithmic import LogGrid
 from qvd_core.quantizers.uniform import Grid, fake_quantize, make_grid
 
 
-class GridQuantizer(nn.Module):
+class GridQuantizer(ExactBuffers):
     """Puts a tensor on uniform grids; subclasses say which.
 
     Simulation calls the module; an integer engine takes `grid_for` and makes the codes itself, so that both
@@ -50,8 +52,12 @@ class GridQuantizer(nn.Module):
 class StaticGrids(GridQuantizer):
     """One or several grids, fixed by calibration; subclasses say which value is on which."""
 
+    exact = ("scale", "zero_point")
+    kind: ClassVar[str]
+
     def __init__(self, low: Tensor, high: Tensor, form: ActivationFormat):
         super().__init__()
+        self.form = form
         grid = make_grid(low.reshape(-1), high.reshape(-1), form.bits, form.symmetric)
         self.register_buffer("scale", grid.scale)
         self.register_buffer("zero_point", grid.zero_point)
@@ -60,10 +66,25 @@ class StaticGrids(GridQuantizer):
     def grids(self) -> Grid:
         return Grid(self.scale, self.zero_point, self.code_min, self.code_max)
 
+    def describe(self) -> Description:
+        return {
+            "kind": self.kind,
+            "bits": self.form.bits,
+            "symmetric": self.form.symmetric,
+            "grids": self.scale.numel(),
+        }
+
+    @classmethod
+    def rebuild(cls, values: Description, place: Place) -> StaticGrids:
+        values = read_fields(values, f"the input of {place.name}", bits=int, symmetric=bool, grids=int)
+        ends = torch.ones(values["grids"])
+        return cls(-ends, ends, read_format(values, place.name)).to("meta")
+
 
 class StaticPerTensor(StaticGrids):
     """One grid for all inputs."""
 
+    kind = "static_per_tensor"
     one_grid = True
 
     def grid_for(self, x: Tensor) -> Grid:
@@ -72,6 +93,8 @@ class StaticPerTensor(StaticGrids):
 
 class StaticPerFrame(StaticGrids):
     """One grid for each frame; the input's leading axis is samples x frames."""
+
+    kind = "static_per_frame"
 
     def grid_for(self, x: Tensor) -> Grid:
         frames = len(self.scale)
@@ -86,9 +109,22 @@ class StaticPerFrame(StaticGrids):
 class StaticPerStep(StaticGrids):
     """One grid for each step of the calibrated sampler."""
 
+    kind = "static_per_step"
+
     def __init__(self, low: Tensor, high: Tensor, form: ActivationFormat, clock: StepClock):
         super().__init__(low, high, form)
         self.clock = clock
+
+    @classmethod
+    def rebuild(cls, values: Description, place: Place) -> StaticPerStep:
+        values = read_fields(values, f"the input of {place.name}", bits=int, symmetric=bool, grids=int)
+        if place.clock is None or values["grids"] != place.clock.steps:
+            raise ModelError(
+                f"The checkpoint gives {place.name} a grid for each of {values['grids']} steps, and its sampler"
+                f" {0 if place.clock is None else place.clock.steps} of them."
+            )
+        ends = torch.ones(values["grids"])
+        return cls(-ends, ends, read_format(values, place.name), place.clock).to("meta")
 
     def grid_for(self, x: Tensor) -> Grid:
         now = slice(self.clock.step, self.clock.step + 1)
@@ -98,11 +134,27 @@ class StaticPerStep(StaticGrids):
 class StaticSplit(StaticGrids):
     """One grid for the first `split` channels of a convolution's input, one for the rest."""
 
+    kind = "static_split"
+
     def __init__(self, low: Tensor, high: Tensor, form: ActivationFormat, split: int, channels: int):
         super().__init__(low, high, form)
         self.split = split
-        sizes = torch.tensor([split, channels - split])
-        self.scale, self.zero_point = self.scale.repeat_interleave(sizes), self.zero_point.repeat_interleave(sizes)
+        sizes = torch.tensor([split, channels - split], device=self.scale.device)
+        self.scale, self.zero_point = (
+            grids.repeat_interleave(sizes, output_size=channels) for grids in (self.scale, self.zero_point)
+        )
+
+    def describe(self) -> Description:
+        return super().describe() | {"split": self.split}
+
+    @classmethod
+    def rebuild(cls, values: Description, place: Place) -> StaticSplit:
+        where, channels = f"the input of {place.name}", place.original.in_channels
+        values = read_fields(values, where, bits=int, symmetric=bool, grids=int, split=int)
+        if values["split"] >= channels or values["grids"] != channels:
+            raise ModelError(f"The checkpoint splits {where}, of {channels} channels, at {values['split']}.")
+        ends = torch.ones(2)
+        return cls(-ends, ends, read_format(values, place.name), values["split"], channels).to("meta")
 
     def grid_for(self, x: Tensor) -> Grid:
         return _along(self.grids(), x.dim(), 1, 1)
@@ -116,6 +168,7 @@ class StaticSplit(StaticGrids):
 class OneGrid(GridQuantizer):
     """A given grid for all of a tensor."""
 
+    exact = ("scale", "zero_point")
     one_grid = True
 
     def __init__(self, grid: Grid):
@@ -142,14 +195,29 @@ class OncePerInput(nn.Module):
     Each thread remembers its own last input, and what became of it until the last reader has come.
     """
 
+    quantizer: Any
+
     def __init__(self, quantizer: nn.Module, readers: int):
         super().__init__()
         self.quantizer, self.readers = quantizer, readers
         self._last = threading.local()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> OncePerInput:
-        twin = memo[id(self)] = OncePerInput(copy.deepcopy(self.quantizer, memo), self.readers)
-        return twin.train(self.training)
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_last": None}  # what a thread remembers belongs to it alone
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._last = threading.local()
+
+    def describe(self) -> Description:
+        return {"kind": "once_per_input", "readers": self.readers, "quantizer": self.quantizer.describe()}
+
+    @classmethod
+    def rebuild(cls, values: Description, place: Place) -> OncePerInput:
+        values = read_fields(values, f"the input of {place.name}", readers=int, quantizer=dict)
+        if values["quantizer"].get("kind") == "once_per_input":
+            raise ModelError(f"The checkpoint shares the input of {place.name} twice over.")
+        return cls(rebuild_quantizer(values["quantizer"], place), values["readers"])
 
     def forward(self, x: Tensor) -> Any:
         if torch.compiler.is_compiling():  # a compiler finds equal computations by itself
@@ -169,10 +237,18 @@ class DynamicPerToken(GridQuantizer):
 
     def __init__(self, form: ActivationFormat, kind: str):
         super().__init__()
-        self.form, self.kind = form, kind
+        self.form, self.layer_kind = form, kind
         ends = make_grid(torch.zeros(1), torch.ones(1), form.bits, form.symmetric)
         self.code_min, self.code_max = ends.code_min, ends.code_max
         self.axes: tuple[int, ...] = (-1,) if kind == "linear" else tuple(range(1, 2 + int(kind[-2])))
+
+    def describe(self) -> Description:
+        return {"kind": "dynamic_per_token", "bits": self.form.bits, "symmetric": self.form.symmetric}
+
+    @classmethod
+    def rebuild(cls, values: Description, place: Place) -> DynamicPerToken:
+        values = read_fields(values, f"the input of {place.name}", bits=int, symmetric=bool)
+        return cls(read_format(values, place.name, range="dynamic_per_token"), place.kind)
 
     def grid_for(self, x: Tensor) -> Grid:
         # Grids in fp32 whatever the input: bf16 cannot tell codes beyond 256 apart.
@@ -187,6 +263,15 @@ class DynamicSplit(nn.Module):
         super().__init__()
         self.quantizer, self.split = quantizer, split
 
+    def describe(self) -> Description:
+        return self.quantizer.describe() | {"kind": "dynamic_split", "split": self.split}
+
+    @classmethod
+    def rebuild(cls, values: Description, place: Place) -> DynamicSplit:
+        values = read_fields(values, f"the input of {place.name}", bits=int, symmetric=bool, split=int)
+        whole = {name: values[name] for name in ("bits", "symmetric")}
+        return cls(DynamicPerToken.rebuild(whole, place), values["split"])
+
     def parts(self) -> list[GridQuantizer]:
         """What quantizes the first channels, and what the rest."""
         return [self.quantizer, self.quantizer]
@@ -195,13 +280,71 @@ class DynamicSplit(nn.Module):
         return torch.cat([self.quantizer(part) for part in (x[:, : self.split], x[:, self.split :])], 1)
 
 
-class Logarithmic(nn.Module):
-    """HiDi-TQ's grid, see `qvd_core.quantizers.logarithmic`."""
+class Logarithmic(ExactBuffers):
+    """HiDi-TQ's grid, see `qvd_core.quantizers.logarithmic`; it keeps the tables, which define what it does.
 
-    def __init__(self, grid: logarithmic.LogGrid):
+    Attributes:
+        magnitudes, thresholds: as in `LogGrid`.
+    """
+
+    exact = ("absmax", "coefficient", "magnitudes", "thresholds")
+    absmax: Tensor
+    coefficient: Tensor
+    magnitudes: Tensor
+    thresholds: Tensor
+
+    def __init__(self, grid: LogGrid):
         super().__init__()
-        self.grid = grid
-        _ = grid.magnitudes, grid.thresholds  # its tables, now: torch.compile cannot make them later
+        self.levels, self.form, self.midpoint = grid.levels, grid.form, grid.midpoint
+        for name in self.exact:
+            self.register_buffer(name, getattr(grid, name))
+
+    @property
+    def grid(self) -> LogGrid:
+        """What the tables were made from."""
+        return LogGrid(self.absmax, self.coefficient, self.levels, self.form, self.midpoint)
 
     def forward(self, x: Tensor) -> Tensor:
-        return logarithmic.fake_quantize(x, self.grid)
+        return logarithmic.fake_quantize(x, self)
+
+    def describe(self) -> Description:
+        kept = {"levels": self.levels, "form": self.form, "midpoint": self.midpoint}
+        return {"kind": "logarithmic", **kept, "double": self.coefficient.dtype == torch.float64}
+
+    @classmethod
+    def rebuild(cls, values: Description, place: Place) -> Logarithmic:
+        where = f"the input of {place.name}"
+        values = read_fields(values, where, levels=int, form=str, midpoint=bool, double=bool)
+        if values["form"] not in logarithmic.FORMS:
+            raise ModelError(f"The checkpoint describes {where} with a grid of unknown form {values['form']!r}.")
+        absmax = torch.ones((), device="meta")
+        coefficient = absmax.double() if values["double"] else absmax
+        return cls(LogGrid(absmax, coefficient, values["levels"], values["form"], values["midpoint"]))
+
+
+def rebuild_quantizer(values: Description, place: Place) -> nn.Module:
+    """The input quantizer that describes itself as `values`, on the meta device.
+
+    Raises:
+        ModelError: no such kind, or a field that is missing, superfluous or out of range.
+    """
+    kind = values.get("kind")
+    if not isinstance(kind, str) or kind not in QUANTIZERS:
+        raise ModelError(
+            f"The checkpoint describes the input of {place.name} as {kind!r}, which this version does not know; it"
+            f" knows {', '.join(QUANTIZERS)}."
+        )
+    return QUANTIZERS[kind].rebuild(values, place)
+
+
+QUANTIZERS: dict[str, Any] = {
+    "static_per_tensor": StaticPerTensor,
+    "static_per_frame": StaticPerFrame,
+    "static_per_step": StaticPerStep,
+    "static_split": StaticSplit,
+    "dynamic_per_token": DynamicPerToken,
+    "dynamic_split": DynamicSplit,
+    "logarithmic": Logarithmic,
+    "once_per_input": OncePerInput,
+}
+"""Every kind of input quantizer a checkpoint may name."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
+from qvd_core.errors import ModelError
 from qvd_core.layers.clock import StepClock, TableClock
+from qvd_core.layers.description import Description, Place, read_fields
 
 
 class TabulatedLayer(nn.Module):
@@ -24,6 +27,18 @@ class TabulatedLayer(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """The step's row for every one of the inputs [..., in]."""
         return self.outputs[self.clock.step].expand(*input.shape[:-1], -1)
+
+    def describe(self) -> Description:
+        return {"kind": "tabulated"}
+
+    @classmethod
+    def rebuild(cls, values: Description, place: Place) -> TabulatedLayer:
+        """An empty table of as many rows as the clock has steps, on the meta device."""
+        read_fields(values, place.name)
+        if place.clock is None or place.kind != "linear":
+            raise ModelError(f"The checkpoint tabulates {place.name} ({place.kind}) without a sampler's steps.")
+        weight = place.original.weight
+        return cls(torch.empty(place.clock.steps, len(weight), dtype=weight.dtype, device="meta"), place.clock)
 
 
 class StepTable(nn.Module):

@@ -88,7 +88,7 @@ def load(source: str, *, revision: str | None = None, device: str = "auto", allo
     where = pick_device(device)
     spec = _spec_for(source, revision, allow_folders)
     with memory_errors(f"the weights of {spec.name}", "Free some memory or load it on another device."):
-        folder = _local_folder(spec.source, spec.revision)
+        folder = local_folder(spec.source, spec.revision)
         adapter = _load_adapter(spec) if spec.motion_adapter else None
         pipeline, denoiser_name = _load_pipeline(folder, adapter)
         denoiser = getattr(pipeline, denoiser_name)
@@ -104,7 +104,7 @@ def load(source: str, *, revision: str | None = None, device: str = "auto", allo
 def _spec_for(source: str, revision: str | None, allow_folders: bool) -> ModelSpec:
     """The catalog's spec, or one made for a folder or a hub id."""
     embedded = source in CATALOG and get_spec(source).embedded
-    folder = Path(get_spec(source).source) if embedded else _as_folder(source) if allow_folders else None
+    folder = Path(get_spec(source).source) if embedded else as_folder(source) if allow_folders else None
     if folder is not None and revision is not None:
         raise ModelError(f"{source} is a local folder, so it has no revision {revision!r}; leave the revision out.")
     if source in CATALOG:
@@ -135,7 +135,7 @@ def _spec_for(source: str, revision: str | None, allow_folders: bool) -> ModelSp
     )
 
 
-def _as_folder(source: str) -> Path | None:
+def as_folder(source: str) -> Path | None:
     """The folder `source` means, or None if it neither looks like a path nor exists."""
     try:
         path = Path(source).expanduser()
@@ -144,7 +144,7 @@ def _as_folder(source: str) -> Path | None:
         return None
 
 
-def _local_folder(source: str, revision: str | None) -> Path:
+def local_folder(source: str, revision: str | None) -> Path:
     """The folder of a local source, or a snapshot of a hub repository (safetensors and configs only)."""
     if Path(source).is_absolute():
         folder = Path(source)
@@ -281,6 +281,11 @@ def _load_module(folder: Path, library: str, class_name: str) -> nn.Module:
             " convert them with save_pretrained(safe_serialization=True)."
         )
     try:
+        if library == "diffusers" and "quantization_config" in kind.load_config(str(folder), local_files_only=True):
+            raise ModelError(
+                f"{folder} is quantized already. Load the model in full precision, and a checkpoint made by"
+                " qvd_core.save on top of it by qvd_core.load_quantized."
+            )
         module, info = kind.from_pretrained(
             str(folder), use_safetensors=True, local_files_only=True, output_loading_info=True
         )
@@ -304,7 +309,7 @@ def _load_module(folder: Path, library: str, class_name: str) -> nn.Module:
 
 def _load_adapter(spec: ModelSpec) -> nn.Module:
     assert spec.motion_adapter is not None
-    return _load_module(_local_folder(spec.motion_adapter, None), "diffusers", "MotionAdapter")
+    return _load_module(local_folder(spec.motion_adapter, None), "diffusers", "MotionAdapter")
 
 
 def _first_line(error: Exception) -> str:

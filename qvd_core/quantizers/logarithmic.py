@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -136,7 +137,20 @@ def port_grid(absmax: Tensor, bits: int) -> LogGrid:
     return LogGrid(absmax, torch.ones_like(absmax), 2**bits, "H1", midpoint=True)
 
 
-def quantize(x: Tensor, grid: LogGrid) -> Tensor:
+class LevelTables(Protocol):
+    """What coding needs of a `LogGrid`: its two tables, and `levels`."""
+
+    @property
+    def magnitudes(self) -> Tensor: ...
+
+    @property
+    def thresholds(self) -> Tensor: ...
+
+    @property
+    def levels(self) -> int: ...
+
+
+def quantize(x: Tensor, grid: LevelTables) -> Tensor:
     """Codes of `x`, in the shape that `x` and the grid broadcast to: sign(x) (n - q), and 0 for zero.
 
     So n stands for A, 1 for the smallest magnitude, and -n for -A. int8 where n fits it, as it does at 8 bits
@@ -150,7 +164,7 @@ def quantize(x: Tensor, grid: LogGrid) -> Tensor:
     return codes.to(torch.int8 if grid.levels < 2**7 else torch.int16 if grid.levels < 2**15 else torch.int32)
 
 
-def dequantize(codes: Tensor, grid: LogGrid) -> Tensor:
+def dequantize(codes: Tensor, grid: LevelTables) -> Tensor:
     """The real numbers `codes` stand for, in fp32: one look-up each."""
     shape = torch.broadcast_shapes(codes.shape, grid.magnitudes.shape[:-1])
     table = _in_rows(grid.magnitudes, shape)
@@ -159,7 +173,7 @@ def dequantize(codes: Tensor, grid: LogGrid) -> Tensor:
     return torch.where(codes < 0, -magnitudes, magnitudes)
 
 
-def fake_quantize(x: Tensor, grid: LogGrid) -> Tensor:
+def fake_quantize(x: Tensor, grid: LevelTables) -> Tensor:
     """`dequantize(quantize(x))` in the dtype of `x`."""
     return dequantize(quantize(x, grid), grid).to(x.dtype)
 

@@ -1,15 +1,23 @@
 """Integer codes of 2 to 8 bits without gaps: N codes of b bits take ceil(N b / 8) bytes.
 
 Codes are stored offset by 2^(b-1), so from 0, lowest bits first, one after the other across byte borders.
+Eight codes always fill b bytes, so both ways are eight strided passes, on whatever device the codes are.
 """
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 BITS = range(2, 9)
+
+
+def packed_size(count: int, bits: int) -> int:
+    """Bytes that `count` codes take."""
+    return -(-count * bits // 8)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -20,46 +28,47 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """
     _check(bits)
     offset = 1 << (bits - 1)
-    flat = codes.detach().cpu().flatten().to(torch.int16) + offset
-    if flat.numel() and not (int(flat.min()) >= 0 and int(flat.max()) < 2 * offset):
-        raise ValueError(f"Codes from {int(flat.min()) - offset} to {int(flat.max()) - offset} do not fit {bits} bits.")
-    values = flat.to(torch.uint8).numpy()
+    flat = codes.detach().flatten()
+    if flat.numel() and not (int(flat.min()) >= -offset and int(flat.max()) < offset):
+        raise ValueError(f"Codes from {int(flat.min())} to {int(flat.max())} do not fit {bits} bits.")
+    values = flat.to(torch.uint8) + offset & 2 * offset - 1  # uint8 wraps, as two's complement does
     if bits == 8:
-        return torch.from_numpy(values)
-    if 8 % bits == 0:
-        per_byte = 8 // bits
-        padded = np.zeros(-(-len(values) // per_byte) * per_byte, np.uint8)
-        padded[: len(values)] = values
-        shifts = (bits * np.arange(per_byte)).astype(np.uint8)
-        return torch.from_numpy(np.bitwise_or.reduce(padded.reshape(-1, per_byte) << shifts, axis=1, dtype=np.uint8))
-    each = np.unpackbits(values[:, None], axis=1, count=bits, bitorder="little")
-    return torch.from_numpy(np.packbits(each, bitorder="little"))
+        return values
+    values = F.pad(values, (0, -len(flat) % 8)).view(-1, 8)
+    packed = values.new_zeros(len(values), bits)
+    for place in range(8):
+        byte, shift = divmod(place * bits, 8)
+        packed[:, byte] |= values[:, place] << shift
+        if shift + bits > 8:
+            packed[:, byte + 1] |= values[:, place] >> (8 - shift)
+    return packed.flatten()[: packed_size(len(flat), bits)].clone()
 
 
 def unpack(packed: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
-    """What `pack` made of codes of `shape`, int8.
+    """What `pack` made of codes of `shape`, int8, on the device of `packed`.
 
     Raises:
         ValueError: `packed` has another size than such codes take.
     """
     _check(bits)
-    count = int(np.prod(shape, dtype=np.int64))
-    if packed.dtype != torch.uint8 or packed.numel() != -(-count * bits // 8):
+    count = math.prod(shape)
+    size = packed_size(count, bits)
+    if packed.dtype != torch.uint8 or packed.numel() != size:
         raise ValueError(
-            f"{packed.numel()} {packed.dtype} do not hold {count} codes of {bits} bits, which take"
-            f" {-(-count * bits // 8)} bytes."
+            f"{packed.numel()} {packed.dtype} do not hold {count} codes of {bits} bits, which take {size} bytes."
         )
-    stored = packed.detach().cpu().flatten().numpy()
-    if bits == 8:
-        values = stored
-    elif 8 % bits == 0:
-        shifts = (bits * np.arange(8 // bits)).astype(np.uint8)
-        values = ((stored[:, None] >> shifts) & ((1 << bits) - 1)).ravel()[:count]
-    else:
-        each = np.unpackbits(stored, count=count * bits, bitorder="little").reshape(-1, bits)
-        values = np.packbits(each, axis=1, bitorder="little").ravel()
     offset = 1 << (bits - 1)
-    return (torch.from_numpy(values.copy()).to(torch.int16) - offset).to(torch.int8).reshape(shape)
+    if bits == 8:
+        return (packed ^ offset).view(torch.int8).reshape(shape)
+    stored = F.pad(packed.flatten(), (0, -size % bits)).view(-1, bits)
+    values = stored.new_empty(len(stored), 8)
+    for place in range(8):
+        byte, shift = divmod(place * bits, 8)
+        value = stored[:, byte] >> shift
+        if shift + bits > 8:
+            value |= stored[:, byte + 1] << (8 - shift)
+        values[:, place] = value & 2 * offset - 1
+    return values.flatten()[:count].sub_(offset).view(torch.int8).reshape(shape)
 
 
 def _check(bits: int) -> None:
