@@ -75,7 +75,6 @@ class Layer(Int8Layer):
     """An int8 layer on oneDNN.
 
     Attributes:
-        prepared: the weights in the kernel's own order.
         scale: fp32 [out].
         zero_point: fp32 s_w z_w per output channel, or None.
         sums: fp32 [out, 1, ...], s_w times the weights' sum over input channels.
@@ -101,7 +100,7 @@ class Layer(Int8Layer):
         self.register_buffer("zero_point", corrections)
         sums = weights.sum(1, keepdim=True, dtype=torch.float32) * scale.view(-1, *[1] * (weights.dim() - 1))
         self.register_buffer("sums", sums)
-        self.prepared: Tensor = torch.ops.onednn.qconv_prepack(
+        self.prepared = torch.ops.onednn.qconv_prepack(
             weights.contiguous(),
             scale,
             1.0,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qvd_core.errors import GenerationError
 from qvd_core.formats import ActivationFormat
-from qvd_core.layers.clock import StepClock
+from qvd_core.layers.clock import StepClock, TableClock
 from qvd_core.quantizers import logarithmic
 from qvd_core.quantizers.uniform import Grid, fake_quantize, make_grid
 
@@ -86,13 +86,13 @@ class StaticPerFrame(StaticGrids):
 class StaticPerStep(StaticGrids):
     """One grid for each step of the calibrated sampler."""
 
-    def __init__(self, low: Tensor, high: Tensor, form: ActivationFormat, clock: StepClock):
+    def __init__(self, low: Tensor, high: Tensor, form: ActivationFormat, clock: StepClock | TableClock):
         super().__init__(low, high, form)
         self.clock = clock
 
     def grid_for(self, x: Tensor) -> Grid:
-        now = slice(self.clock.step, self.clock.step + 1)
-        return Grid(self.scale[now], self.zero_point[now], self.code_min, self.code_max)
+        scale, zero_point = self.clock.rows_of(self.scale, self.zero_point)
+        return Grid(scale, zero_point, self.code_min, self.code_max)
 
 
 class StaticSplit(StaticGrids):
