@@ -295,5 +295,9 @@ class _Builder:
 
 def share_structure(module: nn.Module) -> nn.Module:
     """A copy of `module`'s tree of submodules that shares all its parameters and buffers."""
-    shared = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    return copy.deepcopy(module, shared)
+    return copy.deepcopy(module, shared_tensors(module))
+
+
+def shared_tensors(module: nn.Module) -> dict[int, Any]:
+    """The memo of a deep copy that shares all parameters and buffers of `module`."""
+    return {id(t): t for t in (*module.parameters(), *module.buffers())}

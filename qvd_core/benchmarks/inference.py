@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from qvd_core.benchmarks.timing import alternate, denoiser_inputs
 from qvd_core.calibration.statistics import Statistics
-from qvd_core.engines.fused import fused
+from qvd_core.engines.compiled import Compiled
 from qvd_core.engines.int8_layer import Int8Layer
 from qvd_core.engines.integer import in_integers
 from qvd_core.layers.tabulated import StepTable
@@ -180,7 +180,7 @@ def _peers(model: VideoModel) -> list[Side]:
 
 def _compiled(make: Callable[[], nn.Module]) -> nn.Module:
     denoiser: Any = make()
-    denoiser.forward = fused(denoiser.forward)
+    denoiser.forward = Compiled(denoiser)
     fresh: nn.Module = denoiser
     return fresh
 

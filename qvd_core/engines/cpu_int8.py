@@ -75,14 +75,12 @@ class Layer(Int8Layer):
     """An int8 layer on oneDNN.
 
     Attributes:
-        prepared: the weights in the kernel's own order.
         scale: fp32 [out].
         zero_point: fp32 s_w z_w per output channel, or None.
         sums: fp32 [out, 1, ...], s_w times the weights' sum over input channels.
         bias: fp32 [out], or None.
     """
 
-    prepared: Tensor
     scale: Tensor
     sums: Tensor
     bias: Tensor | None
@@ -104,8 +102,7 @@ class Layer(Int8Layer):
         self.register_buffer("sums", sums)
         geometry = (self.stride, self.padding, self.dilation, self.groups)
         offset = UNSIGNED if self.one_zero_point else 0
-        prepared = torch.ops.onednn.qconv_prepack(weights.contiguous(), scale, 1.0, offset, *geometry)
-        self.register_buffer("prepared", prepared, persistent=False)
+        self.prepared = torch.ops.onednn.qconv_prepack(weights.contiguous(), scale, 1.0, offset, *geometry)
 
     @property
     def _per_channel(self) -> tuple[int, ...]:

@@ -39,7 +39,7 @@ class Layer(Int8Layer):
 
     def keep_weights(self, weights: Tensor, scale: Tensor, zero_point: Tensor | None, bias: Tensor | None) -> None:
         integers = None if zero_point is None else zero_point.to(torch.int32)
-        self.packed = cuda_int8.pack(weights, scale, integers, bias)
+        self.prepared = cuda_int8.pack(weights, scale, integers, bias)
 
     def multiply(self, x: Tensor) -> Tensor:
         return self.products(*self.codes(x))
@@ -47,7 +47,7 @@ class Layer(Int8Layer):
     def products(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
         dtype = self.weight.dtype
         if self.kind == "linear":
-            return cuda_int8.linear(codes, scale, zero_point, self.packed, dtype)
+            return cuda_int8.linear(codes, scale, zero_point, self.prepared, dtype)
         return cuda_int8.convolve(
-            codes, scale, zero_point, self.packed, dtype, self.stride, self.padding, self.dilation
+            codes, scale, zero_point, self.prepared, dtype, self.stride, self.padding, self.dilation
         )

@@ -8,6 +8,7 @@ is the layer's definition; codes q and w are those of simulation, bit for bit.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qvd_core.layers.inputs import GridQuantizer
+from qvd_core.layers.inputs import DynamicSplit, GridQuantizer, StaticSplit
 from qvd_core.layers.quantized import QuantizedLayer
 
 
@@ -29,8 +30,13 @@ class Int8Layer(nn.Module):
         quantizer: what these codes come from.
         channels: the input channels it reads of those `layer` has.
         biased: whether it adds the bias.
+
+    Attributes:
+        weight: empty, for models that ask their layers for the dtype of their weights.
+        prepared: the weights in the kernel's own order; never changed, so copies share them.
     """
 
+    prepared: Any
     weight: nn.Parameter
     input_shift: Tensor | None
     input_scale: Tensor | None
@@ -49,7 +55,6 @@ class Int8Layer(nn.Module):
         assert layer.weight_scale is not None
         assert layer.weight_zero_point is not None
         self.kind, self.codes, self.quantizer = layer.kind, codes, quantizer
-        # Empty: models ask their layers for the dtype of their weights.
         self.weight = nn.Parameter(torch.empty(0, dtype=layer.weight.dtype), requires_grad=False)
         for name in ("input_shift", "input_scale"):
             value = getattr(layer, name)
@@ -69,6 +74,12 @@ class Int8Layer(nn.Module):
         else:
             self.keep_weights(weights, scale.clone(), zero_point.clone(), bias)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Int8Layer:
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        memo[id(self.prepared)] = self.prepared
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return twin
+
     def _read_geometry(self, layer: QuantizedLayer) -> None:
         self.stride, self.dilation, self.groups = list(layer.stride), list(layer.dilation), layer.groups
         sides = layer.padding_by_side
@@ -78,7 +89,7 @@ class Int8Layer(nn.Module):
         self.pad_mode, self.pad_sides = "constant" if layer.padding_mode == "zeros" else layer.padding_mode, sides
 
     def keep_weights(self, weights: Tensor, scale: Tensor, zero_point: Tensor | None, bias: Tensor | None) -> None:
-        """Prepare int8 weights [out, in, ...] with fp32 scales [out], zero points [out] if any, fp32 bias [out]."""
+        """Fill `prepared` with int8 weights [out, in, ...]; fp32 scales [out], zero points [out] if any, bias [out]."""
         raise NotImplementedError
 
     def multiply(self, x: Tensor) -> Tensor:
@@ -131,5 +142,29 @@ class SplitLayer(nn.Module):
         super().__init__()
         self.first, self.rest, self.split = first, rest, split
 
+    @property
+    def weight(self) -> nn.Parameter:
+        """Empty, as that of its parts."""
+        return self.first.weight
+
     def forward(self, input: Tensor) -> Tensor:
         return self.first(input[:, : self.split]) + self.rest(input[:, self.split :])
+
+
+def int8_layer(engine: Any, layer: QuantizedLayer, quantizer: nn.Module, codes: nn.Module | None = None) -> nn.Module:
+    """The int8 layer that computes `layer`.
+
+    Args:
+        engine: the module of a device, with its `Codes` and `Layer`.
+        quantizer: of the layer's own input.
+        codes: what makes its codes, if that is shared with other layers.
+    """
+    if not isinstance(quantizer, (StaticSplit, DynamicSplit)):
+        whole: nn.Module = engine.Layer(layer, codes or engine.Codes(quantizer), quantizer)
+        return whole
+    parts = [slice(quantizer.split), slice(quantizer.split, None)]
+    first, rest = (
+        engine.Layer(layer, engine.Codes(own), own, channels=part, biased=not number)
+        for number, (part, own) in enumerate(zip(parts, quantizer.parts(), strict=True))
+    )
+    return SplitLayer(first, rest, quantizer.split)

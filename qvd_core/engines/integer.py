@@ -6,7 +6,9 @@ nothing and is exact. Everything else runs on int8 kernels or, with the reason g
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections import Counter
 from typing import Any
 
 import torch
@@ -14,22 +16,22 @@ from torch import Tensor, nn
 
 from qvd_core.calibration.temporal_features import ADDED_EMBEDDINGS, sampler_timesteps
 from qvd_core.engines import cpu_int8, cuda_layer
-from qvd_core.engines.fused import fused
-from qvd_core.engines.int8_layer import SplitLayer, centred_codes
+from qvd_core.engines.compiled import Compiled
+from qvd_core.engines.int8_layer import centred_codes, int8_layer
 from qvd_core.errors import CalibrationError, EngineError, memory_errors
 from qvd_core.formats import Tabulated
 from qvd_core.layers.clock import TableClock
 from qvd_core.layers.inputs import (
     DynamicSplit,
-    GridQuantizer,
     Logarithmic,
     OncePerInput,
+    StaticPerStep,
     StaticSplit,
 )
 from qvd_core.layers.quantized import QuantizedLayer
-from qvd_core.layers.tabulated import StepTable, TabulatedLayer
+from qvd_core.layers.tabulated import StepTable
 from qvd_core.recipe import TIME_PATH
-from qvd_core.variant import Placement, Variant, share_structure
+from qvd_core.variant import Placement, Variant, shared_tensors
 
 ENGINES: dict[str, Any] = {"cpu": cpu_int8, "cuda": cuda_layer}
 """By device, the module with its `unavailable`, `takes`, `Codes` and `Layer`."""
@@ -64,99 +66,114 @@ class _Converter:
 
     def __init__(self, variant: Variant, engine: Any):
         self.variant, self.engine = variant, engine
-        self.denoiser = share_structure(variant.denoiser)
+        # The denoiser and its clock in one copy, so that the copies know each other.
+        originals = variant.denoiser, variant.clock
+        self.denoiser, self.clock = copy.deepcopy(originals, shared_tensors(variant.denoiser))
         self.codes: dict[int, nn.Module] = {}
+        self.readers: Counter[int] = Counter()
 
     @torch.no_grad()
     def convert(self, compiled: bool) -> Variant:
         tables = self._time_path()
+        layers = {site.name: self.denoiser.get_submodule(site.name) for site in self.variant.model.sites}
+        reasons = {name: self._reason(layer) for name, layer in layers.items() if name not in tables}
+        self._count_readers({name: layers[name] for name in reasons}, reasons)
         placements = {}
-        for site in self.variant.model.sites:
-            layer: Any = self.denoiser.get_submodule(site.name)
-            new, placements[site.name] = self._placed(layer)
-            if site.name in tables:
-                new, placements[site.name] = tables[site.name], Placement("table", "depends on the step alone")
-            elif isinstance(layer, TabulatedLayer):
-                placements[site.name] = Placement("table", "the recipe tabulates the time path")
-            elif site.role in TIME_PATH and isinstance(self.variant.recipe.temporal, Tabulated):
-                placements[site.name] = Placement("table", "only tabulated layers read it")
+        for name, layer in layers.items():
+            reason = reasons.get(name)
+            if name in tables:
+                new, placements[name] = tables[name], Placement("table", "depends on the step alone")
+            elif reason is not None:
+                new, placements[name] = layer, Placement("floating point", reason)
+            else:
+                new, placements[name] = self._int8(layer), Placement("int8")
             if new is not layer:
-                parent, _, child = site.name.rpartition(".")
+                parent, _, child = name.rpartition(".")
                 setattr(self.denoiser.get_submodule(parent), child, new)
         if compiled:
-            # Without its hooks, which keep the time of the tables.
-            self.denoiser.forward = fused(self.denoiser.forward)
-        return dataclasses.replace(self.variant, denoiser=self.denoiser.eval(), engine="int8", placements=placements)
+            self.denoiser.forward = Compiled(self.denoiser)
+        return dataclasses.replace(
+            self.variant, denoiser=self.denoiser.eval(), clock=self.clock, engine="int8", placements=placements
+        )
 
-    def _placed(self, layer: Any) -> tuple[nn.Module, Placement]:
-        """What takes the place of `layer`, and why."""
+    def _reason(self, layer: Any) -> str | None:
+        """Why `layer` is not computed in int8; None if it is."""
         if not isinstance(layer, QuantizedLayer):
-            return layer, Placement("floating point", "the recipe leaves it as it is")
+            return "the recipe leaves it as it is"
         codes = layer.codes
         if codes is None:
-            return layer, Placement("floating point", "its weights are in floating point")
+            return "its weights are in floating point"
         if layer.quantize_input is None:
-            return layer, Placement("floating point", "its input is in floating point")
+            return "its input is in floating point"
         quantizer = _own(layer.quantize_input)
         if isinstance(quantizer, Logarithmic):
-            return layer, Placement("floating point", "its input is on a logarithmic grid")
+            return "its input is on a logarithmic grid"
         form: Any = quantizer.quantizer if isinstance(quantizer, DynamicSplit) else quantizer
         bits = (form.code_max - form.code_min).bit_length()
         if bits > 8:
-            return layer, Placement("floating point", f"its input has {bits} bits, more than int8 holds")
+            return f"its input has {bits} bits, more than int8 holds"
         assert layer.weight_zero_point is not None
         products = codes[0].numel()
         zero_points = centred_codes(codes, layer.weight_zero_point) is None
-        reason = self.engine.takes(layer.kind, getattr(layer, "groups", 1), products, zero_points)
-        if reason is not None:
-            return layer, Placement("floating point", reason)
-        return self._int8(layer, quantizer), Placement("int8", "")
+        refused: str | None = self.engine.takes(layer.kind, getattr(layer, "groups", 1), products, zero_points)
+        return refused
 
-    def _int8(self, layer: QuantizedLayer, quantizer: nn.Module) -> nn.Module:
-        if not isinstance(quantizer, (StaticSplit, DynamicSplit)):
-            assert isinstance(quantizer, GridQuantizer)
-            whole: nn.Module = self.engine.Layer(layer, self._codes(layer.quantize_input), quantizer)
-            return whole
-        split = quantizer.split
-        parts = [slice(split), slice(split, None)]
-        first, rest = (
-            self.engine.Layer(layer, self.engine.Codes(q), q, channels=part, biased=not number)
-            for number, (part, q) in enumerate(zip(parts, quantizer.parts(), strict=True))
-        )
-        return SplitLayer(first, rest, split)
+    def _count_readers(self, layers: dict[str, Any], reasons: dict[str, str | None]) -> None:
+        """How many layers will read the codes of an input, and how many still its simulation, which must know."""
+        inputs = {name: layer.quantize_input for name, layer in layers.items() if isinstance(layer, QuantizedLayer)}
+        shared = {name: own for name, own in inputs.items() if isinstance(own, OncePerInput)}
+        self.readers = Counter(id(own) for name, own in shared.items() if reasons[name] is None)
+        simulated = Counter(id(own) for name, own in shared.items() if reasons[name] is not None)
+        for own in shared.values():
+            own.readers = simulated[id(own)] or own.readers
+
+    def _int8(self, layer: Any) -> nn.Module:
+        quantizer = _own(layer.quantize_input)
+        split = isinstance(quantizer, (StaticSplit, DynamicSplit))
+        return int8_layer(self.engine, layer, quantizer, None if split else self._codes(layer.quantize_input))
 
     def _codes(self, quantize_input: Any) -> nn.Module:
         """Codes of one input, shared by the readers that share its quantizer."""
         if id(quantize_input) not in self.codes:
             quantizer: Any = _own(quantize_input)
             codes: nn.Module = self.engine.Codes(quantizer)
-            if isinstance(quantize_input, OncePerInput):
-                codes = OncePerInput(codes, quantize_input.readers)
+            if self.readers[id(quantize_input)] > 1:
+                codes = OncePerInput(codes, self.readers[id(quantize_input)])
             self.codes[id(quantize_input)] = codes
         return self.codes[id(quantize_input)]
 
     def _time_path(self) -> dict[str, nn.Module]:
-        """Tables of the quantized layers of the time path, by site; none where they depend on more than the step."""
-        model, variant = self.variant.model, self.variant
-        sites = [s.name for s in model.sites if s.role in TIME_PATH]
-        layers = [name for name in sites if isinstance(self.denoiser.get_submodule(name), QuantizedLayer)]
-        denoiser: Any = self.denoiser
-        added = any(getattr(denoiser, name, None) is not None for name in ADDED_EMBEDDINGS)
-        if not layers or added:
-            return {}
+        """Tables of the layers of the time path, by site; none where they depend on more than the step."""
         try:
-            timesteps = sampler_timesteps(model, variant.steps)
+            timesteps = sampler_timesteps(self.variant.model, self.variant.steps)
         except CalibrationError:  # depend on more than their number
             return {}
         if len(set(timesteps.tolist())) != len(timesteps):
             return {}
-        outputs = self._outputs_by_step(layers, timesteps)
+        outputs = self._outputs_by_step(self._depending_on_the_step(), timesteps)
+        if not outputs and self.clock is None:
+            return {}
         clock = TableClock(self.denoiser, timesteps)
+        for module in self.denoiser.modules():
+            if isinstance(module, StaticPerStep):
+                module.clock = clock
         return {name: StepTable(self.denoiser.get_submodule(name), rows, clock) for name, rows in outputs.items()}
+
+    def _depending_on_the_step(self) -> list[str]:
+        """Sites of the time path whose outputs are to be looked up: what is quantized, or read by tables alone."""
+        denoiser: Any = self.denoiser
+        conditioned = getattr(getattr(denoiser, "time_embedding", None), "cond_proj", None) is not None
+        if conditioned or any(getattr(denoiser, name, None) is not None for name in ADDED_EMBEDDINGS):
+            return []
+        tabulated = isinstance(self.variant.recipe.temporal, Tabulated)
+        sites = [site.name for site in self.variant.model.sites if site.role in TIME_PATH]
+        return [name for name in sites if tabulated or isinstance(denoiser.get_submodule(name), QuantizedLayer)]
 
     def _outputs_by_step(self, names: list[str], timesteps: Tensor) -> dict[str, Tensor]:
         """[steps, out] of every layer of the time path, computed by these very layers one step at a time."""
-        denoiser: Any = self.variant.denoiser
+        if not names:
+            return {}
+        denoiser: Any = self.denoiser
         rows: dict[str, list[Tensor]] = {name: [] for name in names}
         blocks = [denoiser.get_submodule(n.rpartition(".")[0]) for n in names if n.endswith(".time_emb_proj")]
 
@@ -165,9 +182,9 @@ class _Converter:
 
         watched = [denoiser.get_submodule(name).register_forward_hook(recorder(name)) for name in names]
         try:
-            for timestep in timesteps:
-                if self.variant.clock is not None:
-                    self.variant.clock.read(denoiser, (), {"timestep": timestep})
+            for timestep in timesteps.to(next(denoiser.parameters()).device):
+                if self.clock is not None:
+                    self.clock.read(denoiser, (), {"timestep": timestep})
                 embedding = denoiser.time_embedding(denoiser.time_proj(timestep[None]).to(denoiser.dtype))
                 for block in blocks:
                     block.time_emb_proj(embedding if block.skip_time_act else block.nonlinearity(embedding))

@@ -47,6 +47,11 @@ class StepClock:
         """0-based number of the step now computed in this thread."""
         return int(self._now.step)
 
+    def rows_of(self, *tables: Tensor) -> list[Tensor]:
+        """The present step's row of each table [steps, ...], as [1, ...]."""
+        now = self.step
+        return [table[now : now + 1] for table in tables]
+
     @torch.compiler.disable
     def read(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take the time from the arguments of a denoiser call.
@@ -87,6 +92,10 @@ class TableClock:
         twin._rows, twin._busy, twin.row, twin.known = self._rows, threading.RLock(), self.row.clone(), True
         memo[id(self)] = twin
         return twin
+
+    def rows_of(self, *tables: Tensor) -> list[Tensor]:
+        """The present step's row of each table [steps, ...], as [1, ...]; the first if the step is not known."""
+        return [table.index_select(0, self.row) for table in tables]
 
     def _begin(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._busy.acquire()

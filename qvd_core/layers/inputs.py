@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qvd_core.errors import GenerationError, ModelError
 from qvd_core.formats import ActivationFormat
-from qvd_core.layers.clock import StepClock
+from qvd_core.layers.clock import StepClock, TableClock
 from qvd_core.layers.description import Description, Place, read_fields, read_format
 from qvd_core.layers.exact import ExactBuffers
 from qvd_core.quantizers import logarithmic
@@ -111,7 +111,7 @@ class StaticPerStep(StaticGrids):
 
     kind = "static_per_step"
 
-    def __init__(self, low: Tensor, high: Tensor, form: ActivationFormat, clock: StepClock):
+    def __init__(self, low: Tensor, high: Tensor, form: ActivationFormat, clock: StepClock | TableClock):
         super().__init__(low, high, form)
         self.clock = clock
 
@@ -127,8 +127,8 @@ class StaticPerStep(StaticGrids):
         return cls(-ends, ends, read_format(values, place.name), place.clock).to("meta")
 
     def grid_for(self, x: Tensor) -> Grid:
-        now = slice(self.clock.step, self.clock.step + 1)
-        return Grid(self.scale[now], self.zero_point[now], self.code_min, self.code_max)
+        scale, zero_point = self.clock.rows_of(self.scale, self.zero_point)
+        return Grid(scale, zero_point, self.code_min, self.code_max)
 
 
 class StaticSplit(StaticGrids):

@@ -59,4 +59,5 @@ class StepTable(nn.Module):
         if not self.clock.known:
             computed: Tensor = self.layer(input)
             return computed
-        return self.outputs.index_select(0, self.clock.row).expand(*input.shape[:-1], -1)
+        (row,) = self.clock.rows_of(self.outputs)
+        return row.expand(*input.shape[:-1], -1)

@@ -20,26 +20,30 @@ needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="Triton is not installed; there are no kernels to run"
 )
 
+files = pytest.mark.parametrize("file", ["cuda_int8_arithmetic.py", "cuda_layer_arithmetic.py"])
 
-def run_arithmetic(interpret: bool) -> None:
+
+def run_arithmetic(file: str, interpret: bool) -> None:
     """Triton decides when it is imported whether to interpret, so each way has its own process."""
     environment = {**os.environ, "TRITON_INTERPRET": "1" if interpret else "0"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/engines/cuda_int8_arithmetic.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/engines/{file}"]
     child = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stdout[-6000:] + child.stderr[-2000:]
     assert "skipped" not in child.stdout
 
 
+@files
 @needs_triton
-def test_arithmetic_under_the_interpreter():
-    run_arithmetic(interpret=True)
+def test_arithmetic_under_the_interpreter(file):
+    run_arithmetic(file, interpret=True)
 
 
 @pytest.mark.gpu
+@files
 @needs_triton
 @pytest.mark.skipif(cuda_int8.unavailable() is not None, reason=f"{cuda_int8.unavailable()}")
-def test_arithmetic_on_the_gpu():
-    run_arithmetic(interpret=False)
+def test_arithmetic_on_the_gpu(file):
+    run_arithmetic(file, interpret=False)
 
 
 @pytest.mark.parametrize(
