@@ -16,6 +16,7 @@ from qvd_core.formats import ACTIVATION_BITS, ActivationFormat
 from qvd_core.recipe import Recipe
 from ui import panels
 from ui.errors import shown
+from ui.layer_menu import layer_menu, offered
 from ui.live_view import LiveView, Shown, beside, figure_slot, finding, one_of, whole_number, words_slot
 from ui.registry import Registry
 from ui.site_actions import site_actions
@@ -58,7 +59,9 @@ def channels_tab(registry: Registry, model_name: gr.State, recipe: gr.State, tab
     )
     gr.HTML(panels.note("Click the map to look at a layer and a step."))
     with gr.Row():
-        layer = gr.Dropdown([], label="Layer (its role, mean coverage and path)", scale=3, elem_id="channels-layer")
+        layer = layer_menu(
+            "Layer (its role, mean coverage and path)", "channels-layer", ("channels-view", "layer"), scale=3
+        )
         sort = gr.Dropdown(SORTS, value="range", label="Sort channels by", min_width=160, elem_id="channels-sort")
     site_actions(registry, model_name, recipe, layer)
     with gr.Row():
@@ -108,7 +111,7 @@ def channels_tab(registry: Registry, model_name: gr.State, recipe: gr.State, tab
         layers, first = _layers(model, statistics)
         steps, frames = statistics.run.steps, statistics.run.frames
         return [
-            gr.update(choices=layers, value=site if site in statistics.low else first),
+            offered(layers, site if site in statistics.low else first),
             gr.update(maximum=steps, value=min(int(at), steps)),
             gr.update(maximum=frames, value=min(int(in_frame), frames)),
         ]

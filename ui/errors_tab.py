@@ -15,7 +15,7 @@ from ui.live_view import LiveView, Shown, figure_slot, finding, words_slot
 from ui.long_run import Report, long_run
 from ui.registry import Registry
 from ui.running import Runs
-from ui.site_actions import layer_menu, site_actions
+from ui.site_actions import all_layers, site_actions
 
 if TYPE_CHECKING:
     from analysis.errors import ErrorGrowth
@@ -69,7 +69,7 @@ def errors_tab(registry: Registry, runs: Runs, model_name: gr.State, recipe: gr.
         lambda found: [layers_view.showing(_layer_map(*found))],
     )
     layers_view.component.render()
-    layer = layer_menu(registry, model_name, "errors-layer")
+    layer = all_layers(registry, model_name, "errors-layer")
     site_actions(registry, model_name, recipe, layer)
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     layers_view.component.pick(_picked, None, layer, **quiet)

@@ -23,7 +23,7 @@ from ui.live_view import LiveView, Shown, beside, figure_slot, finding, one_of, 
 from ui.long_run import Report, long_run
 from ui.registry import Registry
 from ui.running import Runs
-from ui.site_actions import layer_menu, site_actions
+from ui.site_actions import all_layers, site_actions
 
 if TYPE_CHECKING:
     from analysis.sensitivity import FrontTable
@@ -51,7 +51,7 @@ def sensitivity_tab(registry: Registry, runs: Runs, model_name: gr.State, recipe
     slots += words_slot("roles") + words_slot("source")
     view = LiveView(registry, "sensitivity-view", slots, lambda *asked: _answer(registry, *asked))
     apply = gr.Button("Use these bits as the recipe", variant="primary", elem_id="sensitivity-apply")
-    layer = layer_menu(registry, model_name, "sensitivity-layer")
+    layer = all_layers(registry, model_name, "sensitivity-layer")
     site_actions(registry, model_name, recipe, layer)
     gr.HTML(
         panels.note(

@@ -174,7 +174,7 @@ window.qvdViews ??= {};
 window.qvdViews[name] = {
   choose(control, value) {
     chosen[control] = value;
-    if (!asked?.choices) return;
+    if (!asked?.choices || asked.choices[control] === value) return;   // a menu tells it before Gradio does
     asked.choices[control] = value;
     stale = true;
     update();
