@@ -105,7 +105,7 @@ def _answer(
     statistics = _calibrated(registry, model)
     sensitivity = _sensitivity(registry, model, base)
     front, found = _within(model, statistics, sensitivity, kind, percent)
-    proxy = _proxy(model, statistics, base)
+    proxy = _proxy(statistics, model, base)
     layers = sensitivity_table(model.sites, width, proxy, registry.measured(model, base))
     whole = _cost_in_fp16(model, statistics, kind)
     rows = [(role.replace("_", " "), bits) for role, bits in bits_by_role(model.sites, found)]
@@ -153,7 +153,7 @@ def _promise(front: FrontTable, found: Allocation, base: Recipe, percent: int, w
 def _sensitivity(registry: Registry, model: VideoModel, base: Recipe) -> Sensitivity:
     """The estimate, scaled by a measurement once there is one."""
     measured = registry.measured(model, base)
-    proxy = _proxy(model, _calibrated(registry, model), base)
+    proxy = _proxy(_calibrated(registry, model), model, base)
     return proxy if measured is None else _scaled(proxy, measured)
 
 
@@ -167,14 +167,14 @@ def _calibrated(registry: Registry, model: VideoModel) -> Statistics:
     return statistics
 
 
-@remembered
-def _proxy(model: VideoModel, statistics: Statistics, base: Recipe) -> Sensitivity:
+@remembered(16)
+def _proxy(statistics: Statistics, model: VideoModel, base: Recipe) -> Sensitivity:
     from qvd_core.sensitivity import proxy_sensitivity
 
     return proxy_sensitivity(model, base, statistics)
 
 
-@remembered
+@remembered(4)
 def _scaled(proxy: Sensitivity, measured: Sensitivity) -> Sensitivity:
     from qvd_core.sensitivity import scaled_sensitivity
 
@@ -185,7 +185,7 @@ def _within(
     model: VideoModel, statistics: Statistics, sensitivity: Sensitivity, kind: str, percent: float
 ) -> tuple[FrontTable, Allocation]:
     """The front, and the dearest recipe on it that costs at most this share of fp16; the cheapest if none does."""
-    table, front = _front(model, statistics, sensitivity, kind)
+    table, front = _front(statistics, model, sensitivity, kind)
     budget = percent / 100 * _cost_in_fp16(model, statistics, kind)
     affordable = max(0, int(np.searchsorted(table.costs, budget, side="right")) - 1)
     return table.showing(front[affordable]), front[affordable]
@@ -196,9 +196,9 @@ def _cost_in_fp16(model: VideoModel, statistics: Statistics, kind: str) -> float
     return sum(cost.bytes_before if kind == "bytes" else cost.bops_before or 0 for cost in costs)
 
 
-@remembered
+@remembered(16)
 def _front(
-    model: VideoModel, statistics: Statistics, sensitivity: Sensitivity, kind: str
+    statistics: Statistics, model: VideoModel, sensitivity: Sensitivity, kind: str
 ) -> tuple[FrontTable, list[Allocation]]:
     from analysis.sensitivity import front_table
     from qvd_core.allocation import pareto_front

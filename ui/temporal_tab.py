@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from analysis.memory import remembered
 from analysis.methods import unlike_the_figure
 from qvd_core.errors import RecipeError
 from qvd_core.formats import ACTIVATION_BITS, HTDQ, ActivationFormat
@@ -157,13 +158,11 @@ def _method(choices: Mapping[str, Any]) -> HTDQ:
 def _temporal(model: VideoModel, recipe: Recipe, choices: dict[str, Any]) -> Mapping[str, Shown | str]:
     from analysis.export import tidy
     from analysis.figures import temporal as figures
-    from analysis.htdq import features_of, htdq_table
-    from analysis.htdq import in_words as htdq_in_words
-    from analysis.temporal import in_words, temporal_table
+    from analysis.htdq import htdq_table, in_words
 
     steps = whole_number(choices, "steps", 2, MOST_STEPS)
     bits = whole_number(choices, "bits", ACTIVATION_BITS[0], ACTIVATION_BITS[-1])
-    plain = temporal_table(features_of(model, steps), bits)
+    sentence, plain = _without_htdq(model, steps, bits)
     table = htdq_table(model, steps, bits, _method(choices))
     matrices = {
         "full": (table.similarity, "Full precision"),
@@ -174,10 +173,9 @@ def _temporal(model: VideoModel, recipe: Recipe, choices: dict[str, Any]) -> Map
     site = next(site for site in model.sites if site.role == "temporal_features")
     caveat = unlike_the_figure(model, recipe, site, ActivationFormat(bits))
     found: dict[str, Any] = {
-        "sentence": finding(f"{in_words(plain)} {caveat}".strip()),
-        "distribution": Shown(figures.distribution(plain), plain),
-        "cards": _shape_cards(plain),
-        "htdq": finding(htdq_in_words(table)),
+        "sentence": finding(f"{sentence} {caveat}".strip()),
+        **plain,
+        "htdq": finding(in_words(table)),
         "staircases": Shown(figures.staircases(table), table.stairs_columns()),
         "codes": Shown(figures.code_use(table), table.use_columns()),
         "search": Shown(figures.search(table), table) if table.search is not None else "",
@@ -188,6 +186,17 @@ def _temporal(model: VideoModel, recipe: Recipe, choices: dict[str, Any]) -> Map
         cells = tidy(matrix, "step", "other_step", "cosine")
         found[slot] = Shown(figures.similarity(matrix, name, lowest), cells)
     return found
+
+
+@remembered(32)
+def _without_htdq(model: VideoModel, steps: int, bits: int) -> tuple[str, dict[str, Shown | str]]:
+    """What most controls leave as it is: the features and the uniform grid in words, in a figure and in numbers."""
+    from analysis.figures.temporal import distribution
+    from analysis.htdq import features_of
+    from analysis.temporal import in_words, temporal_table
+
+    table = temporal_table(features_of(model, steps), bits)
+    return in_words(table), {"distribution": Shown(distribution(table), table), "cards": _shape_cards(table)}
 
 
 SOURCE = (
