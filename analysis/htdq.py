@@ -160,9 +160,13 @@ def htdq_table(model: VideoModel, steps: int, bits: int, method: HTDQ) -> HTDQTa
 def in_words(table: HTDQTable) -> str:
     """What both grids do, for people."""
     flat, log = table.uniform, table.logarithmic
+    verdict = f"By K ({flat.k:.2g} uniform, {log.k:.2g} HiDi-TQ; lower is better), "
+    verdict += (
+        "HiDi-TQ keeps these features better." if log.k < flat.k else "the uniform grid keeps these features better."
+    )
     return (
-        f"At {table.bits} bits a uniform grid rounds {flat.zeros:.1%} of the values to zero and uses {flat.used} of its"
-        f" {len(flat.use)} codes; HiDi-TQ, with coefficient {table.coefficient:.3g}, {log.zeros:.1%} and {log.used} of"
+        f"{verdict} At {table.bits} bits a uniform grid rounds {flat.zeros:.1%} of the values to zero and uses"
+        f" {flat.used} of its {len(flat.use)} codes; HiDi-TQ, with coefficient {table.coefficient:.3g}, {log.zeros:.1%} and {log.used} of"
         f" {len(log.use)}. Relative squared error: {flat.l2:.2g} uniform, {log.l2:.2g} HiDi-TQ. Codes the next step"
         f" repeats: {flat.repeated:.0%} uniform, {log.repeated:.0%} HiDi-TQ. TDScore, {table.td_score:.3g} in full"
         f" precision: {flat.td_score:.3g} and {log.td_score:.3g}."
@@ -184,9 +188,7 @@ def _searched(
 
 
 @remembered(64)
-def _on_uniform_grid(
-    model: VideoModel, steps: int, bits: int, weight: float, radius: int, centred: bool
-) -> Quantized:
+def _on_uniform_grid(model: VideoModel, steps: int, bits: int, weight: float, radius: int, centred: bool) -> Quantized:
     import torch
 
     features = features_of(model, steps).values.float()

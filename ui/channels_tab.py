@@ -33,7 +33,7 @@ ABOUT = (
     "All channels of a layer's input share one grid of codes, as wide as the widest of them: a narrow or off-centre"
     " channel meets few codes (low coverage) and loses detail. SCRI, QVD's remedy, shifts every channel to a common"
     " centre and shrinks the widest; the layer's weights undo both exactly, so full precision is unchanged and only"
-    " rounding gains."
+    " rounding gains: choose “shifted and scaled” below to watch it."
 )
 METRICS = [
     ("mean coverage", "coverage"),
@@ -52,23 +52,27 @@ STAGES = ["as it is", "shifted", "shifted and scaled"]
 
 def channels_tab(registry: Registry, model_name: gr.State, recipe: gr.State, tab: gr.Tab) -> None:
     """Build the tab inside `tab`; it follows both states, and looks for new statistics whenever it is opened."""
-    gr.HTML(panels.note(ABOUT))
+    gr.HTML(panels.note(ABOUT), elem_classes="qvd-flush")
     metric = gr.Radio(METRICS, value="coverage", label="Map of all layers", elem_id="map-metric")
     overview = LiveView(
         registry, "map-view", words_slot("sentence") + figure_slot("map", 420), lambda *asked: _map(registry, *asked)
     )
-    gr.HTML(panels.note("Click the map to look at a layer and a step."))
+    gr.HTML(panels.note("Click the map to look at a layer and a step."), elem_classes="qvd-flush")
     with gr.Row():
         layer = layer_menu(
-            "Layer (its role, mean coverage and path)", "channels-layer", ("channels-view", "layer"), scale=3
+            "Layer (its role, mean coverage and path)",
+            "channels-layer",
+            ("channels-view", "layer"),
+            scale=3,
+            min_width=260,
         )
-        sort = gr.Dropdown(SORTS, value="range", label="Sort channels by", min_width=160, elem_id="channels-sort")
+        sort = gr.Dropdown(SORTS, value="range", label="Sort channels by", min_width=240, elem_id="channels-sort")
     site_actions(registry, model_name, recipe, layer)
     with gr.Row():
-        step = gr.Slider(0, 1, 0, step=1, label="Step (0: all together)", min_width=180, elem_id="channels-step")
-        frame = gr.Slider(0, 1, 0, step=1, label="Frame (0: all together)", min_width=180, elem_id="channels-frame")
+        step = gr.Slider(0, 1, 0, step=1, label="Step (0: all together)", min_width=240, elem_id="channels-step")
+        frame = gr.Slider(0, 1, 0, step=1, label="Frame (0: all together)", min_width=240, elem_id="channels-frame")
         bits = gr.Slider(
-            ACTIVATION_BITS[0], ACTIVATION_BITS[-1], 8, step=1, label="Bits", min_width=180, elem_id="channels-bits"
+            ACTIVATION_BITS[0], ACTIVATION_BITS[-1], 8, step=1, label="Bits", min_width=240, elem_id="channels-bits"
         )
     with gr.Row():
         stage = gr.Radio(STAGES, value=STAGES[0], label="Channels", min_width=320, elem_id="channels-stage")

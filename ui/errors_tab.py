@@ -36,7 +36,8 @@ def errors_tab(registry: Registry, runs: Runs, model_name: gr.State, recipe: gr.
         panels.note(
             "Which part of the recipe makes the error? Weights, layer inputs and the time path are switched on alone,"
             " one clip each, and compared with full precision after every step."
-        )
+        ),
+        elem_classes="qvd-flush",
     )
     slots = words_slot("sentence") + figure_slot("growth")
     growth_view = LiveView(registry, "growth-view", slots, shown_later=True)
@@ -55,7 +56,8 @@ def errors_tab(registry: Registry, runs: Runs, model_name: gr.State, recipe: gr.
             "Which layers make it? Every quantized layer is given what its full-precision original receives, so errors"
             " of earlier layers do not enter; |y′ − y|² / |y|² of its output, by layer and step. Click the map to"
             " change what the recipe does to a layer."
-        )
+        ),
+        elem_classes="qvd-flush",
     )
     slots = words_slot("sentence") + figure_slot("map", 420) + words_slot("worst")
     layers_view = LiveView(registry, "layers-view", slots, shown_later=True)

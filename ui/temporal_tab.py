@@ -36,7 +36,7 @@ ABOUT = (
     " others, so a uniform grid that spans them rounds many others to zero, and steps begin to look alike. HTDQ, QVD's"
     " remedy, uses a logarithmic grid (HiDi-TQ), fine near zero and coarse far from it. Its relaxation coefficient α"
     " says how fine; the one with the least K is taken, which weighs the rounding error against how well steps can"
-    " still be told apart (TDScore)."
+    " still be told apart (TDScore). The fewer the bits, the more it matters: try 4."
 )
 FORMS = [
     ("H1: α multiplies the logarithm", "H1"),
@@ -48,26 +48,34 @@ FORMS = [
 
 def temporal_tab(registry: Registry, model_name: gr.State, recipe: gr.State, tab: gr.Tab) -> None:
     """Build the tab inside `tab`; it follows the model, and its controls follow the recipe, also before it opens."""
-    gr.HTML(panels.note(ABOUT))
+    gr.HTML(panels.note(ABOUT), elem_classes="qvd-flush")
     with gr.Row():
-        steps = gr.Slider(2, MOST_STEPS, DEFAULT_STEPS, step=1, label="Denoising steps", elem_id="temporal-steps")
+        steps = gr.Slider(
+            2, MOST_STEPS, DEFAULT_STEPS, step=1, label="Denoising steps", min_width=240, elem_id="temporal-steps"
+        )
         bits = gr.Slider(
-            ACTIVATION_BITS[0], ACTIVATION_BITS[-1], 8, step=1, label="Bits of both grids", elem_id="temporal-bits"
+            ACTIVATION_BITS[0],
+            ACTIVATION_BITS[-1],
+            8,
+            step=1,
+            label="Bits of both grids",
+            min_width=240,
+            elem_id="temporal-bits",
         )
     with gr.Row():
-        form = gr.Dropdown(FORMS, value="H1", label="HiDi-TQ", min_width=200, elem_id="temporal-form")
-        search = gr.Checkbox(True, label="Search α for the least K", min_width=160, elem_id="temporal-search")
+        form = gr.Dropdown(FORMS, value="H1", label="HiDi-TQ", min_width=240, elem_id="temporal-form")
+        search = gr.Checkbox(True, label="Search α for the least K", min_width=240, elem_id="temporal-search")
         coefficient = gr.Slider(
-            -2, 6, 0, step=0.05, label="α, if not searched (log₂)", min_width=200, elem_id="temporal-coefficient"
+            -2, 6, 0, step=0.05, label="α, if not searched (log₂)", min_width=240, elem_id="temporal-coefficient"
         )
     with gr.Row():
         weight = gr.Slider(
-            0, 10, 1, step=0.1, label="λ: weight of TDScore in K", min_width=200, elem_id="temporal-weight"
+            0, 10, 1, step=0.1, label="λ: weight of TDScore in K", min_width=240, elem_id="temporal-weight"
         )
         radius = gr.Slider(
-            1, 8, 2, step=1, label="Radius of TDScore, in steps", min_width=200, elem_id="temporal-radius"
+            1, 8, 2, step=1, label="Radius of TDScore, in steps", min_width=240, elem_id="temporal-radius"
         )
-        sign = gr.Checkbox(True, label="The sign takes one of the bits", min_width=160, elem_id="temporal-sign")
+        sign = gr.Checkbox(True, label="The sign takes one of the bits", min_width=240, elem_id="temporal-sign")
     controls = {
         "steps": steps,
         "bits": bits,

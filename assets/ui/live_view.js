@@ -12,8 +12,9 @@ const CONFIG = {
   // Named one by one: among plotly's own is one that sends the figure to a server of theirs.
   modeBarButtons: [['zoom2d', 'pan2d', 'resetScale2d']],
 };
-// A finger that drags a chart wants to scroll the page.
+// A finger that drags a chart wants to scroll the page, and has no use for a bar of ways to drag.
 const byTouch = matchMedia('(pointer: coarse)').matches;
+if (byTouch) CONFIG.displayModeBar = false;
 
 const slots = new Map([...root.querySelectorAll('[data-slot]')].map(node => [node.dataset.slot, node]));
 let asked = null;                   // the newest question; its choices are all controls'
@@ -120,12 +121,7 @@ async function draw(node) {
   if (drawn.get(node) === text) return;         // most controls change some of the figures only
   const { data, layout } = JSON.parse(text);    // plotly writes into what it is given
   if (byTouch) layout.dragmode = false;
-  if (root.clientWidth < 480) {     // a bar beside the figure would leave it no room
-    for (const trace of data) {
-      if (trace.colorbar) Object.assign(trace.colorbar, { orientation: 'h', y: -0.16, yanchor: 'top', thickness: 8 });
-    }
-    layout.margin.b += 50;
-  }
+  if (root.clientWidth < 480) narrow(data, layout);
   node.style.setProperty('--figure-height', `${layout.height}px`);
   plot.setAttribute('aria-label', layout.meta?.alt_text ?? '');
   if (node.dataset.state !== 'ready') {
@@ -149,6 +145,16 @@ async function draw(node) {
   }
   node.dataset.state = 'ready';
   node.dataset.drawn = Number(node.dataset.drawn ?? 0) + 1;
+}
+
+// Where there is no room beside a figure: its colour bar goes below it, and the legend gets lines of its own.
+function narrow(data, layout) {
+  const lying = { orientation: 'h', yref: 'container', y: 0, yanchor: 'bottom', thickness: 8 };
+  const bars = data.filter(trace => trace.colorbar);
+  for (const { colorbar } of bars) Object.assign(colorbar, lying);
+  const more = bars.length ? 56 : 0;
+  layout.margin.b += more;
+  layout.height += more + (layout.showlegend ? 12 * data.length : 0);
 }
 
 // ---- files ---------------------------------------------------------------------------------------
