@@ -160,16 +160,14 @@ def htdq_table(model: VideoModel, steps: int, bits: int, method: HTDQ) -> HTDQTa
 def in_words(table: HTDQTable) -> str:
     """What both grids do, for people."""
     flat, log = table.uniform, table.logarithmic
-    verdict = f"By K ({flat.k:.2g} uniform, {log.k:.2g} HiDi-TQ; lower is better), "
-    verdict += (
-        "HiDi-TQ keeps these features better." if log.k < flat.k else "the uniform grid keeps these features better."
-    )
+    better = "HiDi-TQ" if log.k < flat.k else "the uniform grid"
     return (
-        f"{verdict} At {table.bits} bits a uniform grid rounds {flat.zeros:.1%} of the values to zero and uses"
-        f" {flat.used} of its {len(flat.use)} codes; HiDi-TQ, with coefficient {table.coefficient:.3g}, {log.zeros:.1%} and {log.used} of"
-        f" {len(log.use)}. Relative squared error: {flat.l2:.2g} uniform, {log.l2:.2g} HiDi-TQ. Codes the next step"
-        f" repeats: {flat.repeated:.0%} uniform, {log.repeated:.0%} HiDi-TQ. TDScore, {table.td_score:.3g} in full"
-        f" precision: {flat.td_score:.3g} and {log.td_score:.3g}."
+        f"By K ({flat.k:.2g} uniform, {log.k:.2g} HiDi-TQ; lower is better), {better} keeps these features better."
+        f" At {table.bits} bits a uniform grid rounds {flat.zeros:.1%} of the values to zero and uses {flat.used} of"
+        f" its {len(flat.use)} codes; HiDi-TQ, with coefficient {table.coefficient:.3g}, {log.zeros:.1%} and"
+        f" {log.used} of {len(log.use)}. Relative squared error: {flat.l2:.2g} uniform, {log.l2:.2g} HiDi-TQ. Codes"
+        f" the next step repeats: {flat.repeated:.0%} uniform, {log.repeated:.0%} HiDi-TQ. TDScore,"
+        f" {table.td_score:.3g} in full precision: {flat.td_score:.3g} and {log.td_score:.3g}."
     )
 
 
