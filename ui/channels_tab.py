@@ -59,13 +59,7 @@ def channels_tab(registry: Registry, model_name: gr.State, recipe: gr.State, tab
     )
     gr.HTML(panels.note("Click the map to look at a layer and a step."), elem_classes="qvd-flush")
     with gr.Row():
-        layer = layer_menu(
-            "Layer (its role, mean coverage and path)",
-            "channels-layer",
-            ("channels-view", "layer"),
-            scale=3,
-            min_width=260,
-        )
+        layer = layer_menu("Layer (its role, mean coverage and path)", "channels-layer", ("channels-view", "layer"))
         sort = gr.Dropdown(SORTS, value="range", label="Sort channels by", min_width=240, elem_id="channels-sort")
     site_actions(registry, model_name, recipe, layer)
     with gr.Row():

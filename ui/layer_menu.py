@@ -21,8 +21,8 @@ from analysis.architecture import block_of
 JS_ON_LOAD = (Path(__file__).parents[1] / "assets" / "ui" / "layer_menu.js").read_text(encoding="utf-8")
 
 
-def layer_menu(label: str, elem_id: str, follower: tuple[str, str] = ("", ""), **kwargs: Any) -> gr.HTML:
-    """Make a menu without entries; `kwargs` go to `gr.HTML`.
+def layer_menu(label: str, elem_id: str, follower: tuple[str, str] = ("", "")) -> gr.HTML:
+    """Make a menu without entries.
 
     Args:
         follower: name of a live view that follows the menu, and what the menu is called among its controls.
@@ -38,8 +38,8 @@ def layer_menu(label: str, elem_id: str, follower: tuple[str, str] = ("", ""), *
         apply_default_css=False,
         container=True,
         elem_id=elem_id,
+        elem_classes=["qvd-wide", "qvd-layers"],
         layers=[],
-        **kwargs,
     )
 
 

@@ -64,7 +64,7 @@ def temporal_tab(registry: Registry, model_name: gr.State, recipe: gr.State, tab
         )
     with gr.Row():
         form = gr.Dropdown(FORMS, value="H1", label="HiDi-TQ", min_width=240, elem_id="temporal-form")
-        search = gr.Checkbox(True, label="Search α for the least K", min_width=240, elem_id="temporal-search")
+        search = gr.Checkbox(True, label="Search α for the least K", elem_classes="qvd-wide", elem_id="temporal-search")
         coefficient = gr.Slider(
             -2, 6, 0, step=0.05, label="α, if not searched (log₂)", min_width=240, elem_id="temporal-coefficient"
         )
@@ -75,7 +75,9 @@ def temporal_tab(registry: Registry, model_name: gr.State, recipe: gr.State, tab
         radius = gr.Slider(
             1, 8, 2, step=1, label="Radius of TDScore, in steps", min_width=240, elem_id="temporal-radius"
         )
-        sign = gr.Checkbox(True, label="The sign takes one of the bits", min_width=240, elem_id="temporal-sign")
+        sign = gr.Checkbox(
+            True, label="The sign takes one of the bits", elem_classes="qvd-wide", elem_id="temporal-sign"
+        )
     controls = {
         "steps": steps,
         "bits": bits,

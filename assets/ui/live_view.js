@@ -149,12 +149,15 @@ async function draw(node) {
 
 // Where there is no room beside a figure: its colour bar goes below it, and the legend gets lines of its own.
 function narrow(data, layout) {
-  const lying = { orientation: 'h', yref: 'container', y: 0, yanchor: 'bottom', thickness: 8 };
   const bars = data.filter(trace => trace.colorbar);
-  for (const { colorbar } of bars) Object.assign(colorbar, lying);
-  const more = bars.length ? 56 : 0;
-  layout.margin.b += more;
-  layout.height += more + (layout.showlegend ? 12 * data.length : 0);
+  if (bars.length) {
+    const height = layout.height - layout.margin.t - layout.margin.b;   // what a colour bar's place is counted in
+    const below = { orientation: 'h', y: -layout.margin.b / height, yanchor: 'top', thickness: 8 };
+    for (const { colorbar } of bars) Object.assign(colorbar, below);
+    layout.margin.b += 50;
+    layout.height += 50;
+  }
+  if (layout.showlegend) layout.height += 12 * data.length;
 }
 
 // ---- files ---------------------------------------------------------------------------------------
