@@ -61,7 +61,7 @@ def _choose_entry(page: Any, control: Control, random: Random) -> None:
     menu = page.locator(f"#{control.elem_id} input")
     menu.evaluate("node => node.blur()")
     menu.click()
-    options = page.get_by_role("option")
+    options = page.locator("[role=option]")  # not those of the browser's own menus
     options.first.wait_for()
     chosen = options.evaluate_all("nodes => nodes.findIndex(node => node.ariaSelected === 'true')")
     places = [place for place in range(options.count()) if place != chosen]
