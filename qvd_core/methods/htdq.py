@@ -236,7 +236,8 @@ def search_coefficient(
     back = order.argsort()
     exact, signs = features.double(), features.sign()
     errors, scores = [], []
-    for some in coefficients.split(max(1, BLOCK // features.numel())):
+    largest = max(features.numel(), level_count(bits, sign_inside))
+    for some in coefficients.split(max(1, BLOCK // largest)):
         magnitudes = _rounded(ascending, log_grid(absmax, some, bits, form, sign_inside))
         quantized = (magnitudes[:, back].reshape(-1, *features.shape) * signs).double()
         errors.append(_relative_error(exact, quantized))
