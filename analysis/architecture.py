@@ -32,6 +32,12 @@ class RoleRow:
     bops_after: int | None
 
 
+def block_of(site: str) -> str:
+    """The part of the network a layer is in: "down_blocks.0", "mid_block", ..."""
+    parts = site.split(".")
+    return ".".join(parts[:2]) if len(parts) > 1 and parts[1].isdigit() else parts[0]
+
+
 def by_role(costs: Sequence[SiteCost]) -> list[RoleRow]:
     """One row per role, the largest first."""
     everything = sum(cost.site.parameters for cost in costs)

@@ -35,7 +35,7 @@ class Bars:
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """A polyline through (x, y), each [N]; `stepped` keeps y until the next x."""
+    """A polyline through (x, y), each [N]; `stepped` keeps y until the next x, `filled` shades what is below."""
 
     x: np.ndarray
     y: np.ndarray
@@ -43,6 +43,7 @@ class Line:
     label: str = ""
     dash: Literal["solid", "dot", "dash"] = "solid"
     stepped: bool = False
+    filled: bool = False
     hover: tuple[str, ...] = ()
 
 

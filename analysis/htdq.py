@@ -132,9 +132,6 @@ def htdq_table(model: VideoModel, steps: int, bits: int, method: HTDQ) -> HTDQTa
     absmax = features.abs().max()
     alpha = torch.tensor(coefficient, dtype=torch.float64)
     log = port_grid(absmax, bits) if method.port else log_grid(absmax, alpha, bits, method.form, method.sign_inside)
-    flat = affine_grid(features.min(), features.max(), bits)
-    codes = uniform.quantize(features, flat).int()
-    all_codes = torch.arange(flat.code_min, flat.code_max + 1)
     log_codes = logarithmic.quantize(features, log).int()
     # Of a grid of 16 bits only the codes in use are listed: its levels would fill the page.
     most = log.levels
@@ -146,9 +143,7 @@ def htdq_table(model: VideoModel, steps: int, bits: int, method: HTDQ) -> HTDQTa
         values=features.numpy(),
         similarity=cosine_similarity(features.numpy()),
         td_score=float(_score(features, features, method)),
-        uniform=_quantized(
-            features, codes, uniform.dequantize(codes, flat), all_codes, uniform.dequantize(all_codes, flat), method
-        ),
+        uniform=_on_uniform_grid(model, steps, bits, method.discriminability_weight, method.radius, method.centred),
         logarithmic=_quantized(
             features,
             log_codes,
@@ -157,7 +152,7 @@ def htdq_table(model: VideoModel, steps: int, bits: int, method: HTDQ) -> HTDQTa
             logarithmic.dequantize(all_log, log),
             method,
         ),
-        stairs=_stairs(features, flat, log),
+        stairs=_stairs(features, affine_grid(features.min(), features.max(), bits), log),
         search=search,
     )
 
@@ -165,27 +160,42 @@ def htdq_table(model: VideoModel, steps: int, bits: int, method: HTDQ) -> HTDQTa
 def in_words(table: HTDQTable) -> str:
     """What both grids do, for people."""
     flat, log = table.uniform, table.logarithmic
+    better = "HiDi-TQ" if log.k < flat.k else "the uniform grid"
     return (
-        f"At {table.bits} bits a uniform grid rounds {flat.zeros:.1%} of the values to zero and uses {flat.used} of its"
-        f" {len(flat.use)} codes; HiDi-TQ, with coefficient {table.coefficient:.3g}, {log.zeros:.1%} and {log.used} of"
-        f" {len(log.use)}. Relative squared error: {flat.l2:.2g} uniform, {log.l2:.2g} HiDi-TQ. Codes the next step"
-        f" repeats: {flat.repeated:.0%} uniform, {log.repeated:.0%} HiDi-TQ. TDScore, {table.td_score:.3g} in full"
-        f" precision: {flat.td_score:.3g} and {log.td_score:.3g}."
+        f"By K ({flat.k:.2g} uniform, {log.k:.2g} HiDi-TQ; lower is better), {better} keeps these features better."
+        f" At {table.bits} bits a uniform grid rounds {flat.zeros:.1%} of the values to zero and uses {flat.used} of"
+        f" its {len(flat.use)} codes; HiDi-TQ, with coefficient {table.coefficient:.3g}, {log.zeros:.1%} and"
+        f" {log.used} of {len(log.use)}. Relative squared error: {flat.l2:.2g} uniform, {log.l2:.2g} HiDi-TQ. Codes"
+        f" the next step repeats: {flat.repeated:.0%} uniform, {log.repeated:.0%} HiDi-TQ. TDScore,"
+        f" {table.td_score:.3g} in full precision: {flat.td_score:.3g} and {log.td_score:.3g}."
     )
 
 
-@remembered
+@remembered(256)
 def features_of(model: VideoModel, steps: int) -> TemporalFeatures:
     """`temporal_features`; making a sampler for its timesteps takes longer than anything else here."""
     return temporal_features(model, steps)
 
 
-@remembered
+@remembered(256)
 def _searched(
     model: VideoModel, steps: int, bits: int, form: str, sign_inside: bool, radius: int, centred: bool
 ) -> CoefficientSearch:
     features = features_of(model, steps).values.float()
     return search_coefficient(features, bits, form=form, sign_inside=sign_inside, radius=radius, centred=centred)
+
+
+@remembered(64)
+def _on_uniform_grid(model: VideoModel, steps: int, bits: int, weight: float, radius: int, centred: bool) -> Quantized:
+    import torch
+
+    features = features_of(model, steps).values.float()
+    grid = affine_grid(features.min(), features.max(), bits)
+    codes = uniform.quantize(features, grid).int()
+    all_codes = torch.arange(grid.code_min, grid.code_max + 1)
+    values, levels = uniform.dequantize(codes, grid), uniform.dequantize(all_codes, grid)
+    scored = HTDQ(discriminability_weight=weight, radius=radius, centred=centred)
+    return _quantized(features, codes, values, all_codes, levels, scored)
 
 
 def _quantized(

@@ -115,10 +115,14 @@ def _(mark: Line, axes: Any) -> None:
         mark.y,
         color=mark.color,
         linestyle=DASHES[mark.dash],
-        linewidth=1.2,
+        linewidth=0.6 if mark.filled else 1.2,
         drawstyle="steps-post" if mark.stepped else "default",
         label=mark.label or None,
     )
+    if mark.filled:
+        bottom = np.nanmin(mark.y)
+        step = "post" if mark.stepped else None
+        axes.fill_between(mark.x, bottom, mark.y, step=step, color=mark.color, alpha=0.4, linewidth=0)
 
 
 @_draw.register

@@ -101,7 +101,7 @@ def threshold_table(
     inputs: ActivationFormat,
 ) -> ThresholdTable:
     """The search of the threshold of the input of `site`, after the shift, for these formats; shown is the best."""
-    search, mean_coverage = _searched(model, statistics, site, weights, inputs)
+    search, mean_coverage = _searched(statistics, model, site, weights, inputs)
     errors = search.errors.numpy()
     first = errors[0] or 1.0
     return ThresholdTable(
@@ -137,9 +137,9 @@ def channel_widths(
     return ChannelWidths(site, by, order, ((high - low) / (span or 1.0)).T.numpy()[order])
 
 
-@remembered
+@remembered(256)
 def _searched(
-    model: VideoModel, statistics: Statistics, site: str, weights: WeightFormat | None, inputs: ActivationFormat
+    statistics: Statistics, model: VideoModel, site: str, weights: WeightFormat | None, inputs: ActivationFormat
 ) -> tuple[ThresholdSearch, np.ndarray]:
     import torch
 

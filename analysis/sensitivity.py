@@ -31,6 +31,18 @@ class SensitivityTable:
     estimated: np.ndarray
     measured: np.ndarray
 
+    @property
+    def agreement(self) -> float | None:
+        """How well the estimate orders layers: its correlation with the measurement, of the logarithms, -1 to 1.
+
+        None where fewer than three layers were measured, or none differs.
+        """
+        both = np.isfinite(self.measured) & (self.measured > 0) & (self.estimated > 0)
+        logarithms = np.log(np.stack([self.estimated[both], self.measured[both]]))
+        if both.sum() < 3 or (np.ptp(logarithms, axis=1) == 0).any():
+            return None
+        return float(np.corrcoef(logarithms)[0, 1])
+
     def columns(self) -> dict[str, np.ndarray]:
         return {
             "site": np.array(self.sites),

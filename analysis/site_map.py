@@ -56,7 +56,7 @@ class SiteCoverage:
     least: float
 
 
-@remembered
+@remembered(32)
 def site_map(statistics: Statistics, sites: tuple[str, ...], metric: str, form: ActivationFormat) -> SiteMap:
     """The map of `sites` on the static per-tensor grids of `form`.
 

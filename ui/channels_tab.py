@@ -16,6 +16,7 @@ from qvd_core.formats import ACTIVATION_BITS, ActivationFormat
 from qvd_core.recipe import Recipe
 from ui import panels
 from ui.errors import shown
+from ui.layer_menu import layer_menu, offered
 from ui.live_view import LiveView, Shown, beside, figure_slot, finding, one_of, whole_number, words_slot
 from ui.registry import Registry
 from ui.site_actions import site_actions
@@ -32,7 +33,7 @@ ABOUT = (
     "All channels of a layer's input share one grid of codes, as wide as the widest of them: a narrow or off-centre"
     " channel meets few codes (low coverage) and loses detail. SCRI, QVD's remedy, shifts every channel to a common"
     " centre and shrinks the widest; the layer's weights undo both exactly, so full precision is unchanged and only"
-    " rounding gains."
+    " rounding gains: choose “shifted and scaled” below to watch it."
 )
 METRICS = [
     ("mean coverage", "coverage"),
@@ -51,21 +52,21 @@ STAGES = ["as it is", "shifted", "shifted and scaled"]
 
 def channels_tab(registry: Registry, model_name: gr.State, recipe: gr.State, tab: gr.Tab) -> None:
     """Build the tab inside `tab`; it follows both states, and looks for new statistics whenever it is opened."""
-    gr.HTML(panels.note(ABOUT))
+    gr.HTML(panels.note(ABOUT), elem_classes="qvd-flush")
     metric = gr.Radio(METRICS, value="coverage", label="Map of all layers", elem_id="map-metric")
     overview = LiveView(
         registry, "map-view", words_slot("sentence") + figure_slot("map", 420), lambda *asked: _map(registry, *asked)
     )
-    gr.HTML(panels.note("Click the map to look at a layer and a step."))
+    gr.HTML(panels.note("Click the map to look at a layer and a step."), elem_classes="qvd-flush")
     with gr.Row():
-        layer = gr.Dropdown([], label="Layer (its role, mean coverage and path)", scale=3, elem_id="channels-layer")
-        sort = gr.Dropdown(SORTS, value="range", label="Sort channels by", min_width=160, elem_id="channels-sort")
+        layer = layer_menu("Layer (its role, mean coverage and path)", "channels-layer", ("channels-view", "layer"))
+        sort = gr.Dropdown(SORTS, value="range", label="Sort channels by", min_width=240, elem_id="channels-sort")
     site_actions(registry, model_name, recipe, layer)
     with gr.Row():
-        step = gr.Slider(0, 1, 0, step=1, label="Step (0: all together)", min_width=180, elem_id="channels-step")
-        frame = gr.Slider(0, 1, 0, step=1, label="Frame (0: all together)", min_width=180, elem_id="channels-frame")
+        step = gr.Slider(0, 1, 0, step=1, label="Step (0: all together)", min_width=240, elem_id="channels-step")
+        frame = gr.Slider(0, 1, 0, step=1, label="Frame (0: all together)", min_width=240, elem_id="channels-frame")
         bits = gr.Slider(
-            ACTIVATION_BITS[0], ACTIVATION_BITS[-1], 8, step=1, label="Bits", min_width=180, elem_id="channels-bits"
+            ACTIVATION_BITS[0], ACTIVATION_BITS[-1], 8, step=1, label="Bits", min_width=240, elem_id="channels-bits"
         )
     with gr.Row():
         stage = gr.Radio(STAGES, value=STAGES[0], label="Channels", min_width=320, elem_id="channels-stage")
@@ -108,7 +109,7 @@ def channels_tab(registry: Registry, model_name: gr.State, recipe: gr.State, tab
         layers, first = _layers(model, statistics)
         steps, frames = statistics.run.steps, statistics.run.frames
         return [
-            gr.update(choices=layers, value=site if site in statistics.low else first),
+            offered(layers, site if site in statistics.low else first),
             gr.update(maximum=steps, value=min(int(at), steps)),
             gr.update(maximum=frames, value=min(int(in_frame), frames)),
         ]

@@ -15,7 +15,7 @@ from ui.live_view import LiveView, Shown, figure_slot, finding, words_slot
 from ui.long_run import Report, long_run
 from ui.registry import Registry
 from ui.running import Runs
-from ui.site_actions import layer_menu, site_actions
+from ui.site_actions import all_layers, site_actions
 
 if TYPE_CHECKING:
     from analysis.errors import ErrorGrowth
@@ -36,7 +36,8 @@ def errors_tab(registry: Registry, runs: Runs, model_name: gr.State, recipe: gr.
         panels.note(
             "Which part of the recipe makes the error? Weights, layer inputs and the time path are switched on alone,"
             " one clip each, and compared with full precision after every step."
-        )
+        ),
+        elem_classes="qvd-flush",
     )
     slots = words_slot("sentence") + figure_slot("growth")
     growth_view = LiveView(registry, "growth-view", slots, shown_later=True)
@@ -55,7 +56,8 @@ def errors_tab(registry: Registry, runs: Runs, model_name: gr.State, recipe: gr.
             "Which layers make it? Every quantized layer is given what its full-precision original receives, so errors"
             " of earlier layers do not enter; |y′ − y|² / |y|² of its output, by layer and step. Click the map to"
             " change what the recipe does to a layer."
-        )
+        ),
+        elem_classes="qvd-flush",
     )
     slots = words_slot("sentence") + figure_slot("map", 420) + words_slot("worst")
     layers_view = LiveView(registry, "layers-view", slots, shown_later=True)
@@ -69,7 +71,7 @@ def errors_tab(registry: Registry, runs: Runs, model_name: gr.State, recipe: gr.
         lambda found: [layers_view.showing(_layer_map(*found))],
     )
     layers_view.component.render()
-    layer = layer_menu(registry, model_name, "errors-layer")
+    layer = all_layers(registry, model_name, "errors-layer")
     site_actions(registry, model_name, recipe, layer)
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     layers_view.component.pick(_picked, None, layer, **quiet)

@@ -39,8 +39,8 @@ def long_run(
         The status line.
     """
     with gr.Row(equal_height=True):
-        start = gr.Button(label, variant="primary", scale=3, elem_id=f"{name}-start")
-        stop = gr.Button("Cancel", variant="stop", scale=1, interactive=False, elem_id=f"{name}-cancel")
+        start = gr.Button(label, variant="primary", scale=3, min_width=200, elem_id=f"{name}-start")
+        stop = gr.Button("Cancel", variant="stop", scale=1, min_width=100, interactive=False, elem_id=f"{name}-cancel")
     status = gr.HTML(elem_id=f"{name}-status", elem_classes="qvd-flush")
     wanted = gr.State(None)
     busy = [gr.update(interactive=False), gr.update(interactive=True)]

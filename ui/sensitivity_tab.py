@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 import numpy as np
 
+from analysis.drawing import number
 from analysis.memory import remembered
 from qvd_core.cost import site_costs
 from qvd_core.errors import CalibrationError
@@ -23,10 +24,10 @@ from ui.live_view import LiveView, Shown, beside, figure_slot, finding, one_of, 
 from ui.long_run import Report, long_run
 from ui.registry import Registry
 from ui.running import Runs
-from ui.site_actions import layer_menu, site_actions
+from ui.site_actions import all_layers, site_actions
 
 if TYPE_CHECKING:
-    from analysis.sensitivity import FrontTable
+    from analysis.sensitivity import FrontTable, SensitivityTable
     from qvd_core.allocation import Allocation
     from qvd_core.calibration.statistics import Statistics
     from qvd_core.models.loader import VideoModel
@@ -37,29 +38,27 @@ COSTS = [("size of weights", "bytes"), ("bit operations", "bops")]
 WIDTHS = {"w8a8": (8, 8), "w6a6": (6, 6), "w4a8": (4, 8), "w4a6": (4, 6), "w4a4": (4, 4)}
 MEASURED_CALLS = 2
 FRONT_POINTS = 101
+ABOUT = (
+    "Some layers bear few bits, others do not. Choose a budget: the layers that suffer least give up bits first, and"
+    " the button below makes a recipe of that."
+)
 SOURCES = {"proxy": "estimated from statistics", "scaled": "estimated, and scaled by the measurement"}
 
 
 def sensitivity_tab(registry: Registry, runs: Runs, model_name: gr.State, recipe: gr.State, tab: gr.Tab) -> None:
     """Build the tab; it follows both states."""
+    gr.HTML(panels.note(ABOUT), elem_classes="qvd-flush")
     with gr.Row():
         cost = gr.Radio(COSTS, value="bytes", label="Budget of", min_width=220, elem_id="sensitivity-cost")
         budget = gr.Slider(5, 100, 40, step=1, label="At most this share of fp16, in %", elem_id="sensitivity-budget")
         bits = gr.Radio(list(WIDTHS), value="w4a8", label="Layers shown at", min_width=260, elem_id="sensitivity-bits")
     controls = {"cost": cost, "budget": budget, "bits": bits}
     slots = words_slot("sentence") + words_slot("cards") + beside(figure_slot("front"), figure_slot("layers"))
-    slots += words_slot("roles") + words_slot("source")
+    slots += words_slot("trust") + words_slot("roles") + words_slot("source")
     view = LiveView(registry, "sensitivity-view", slots, lambda *asked: _answer(registry, *asked))
     apply = gr.Button("Use these bits as the recipe", variant="primary", elem_id="sensitivity-apply")
-    layer = layer_menu(registry, model_name, "sensitivity-layer")
+    layer = all_layers(registry, model_name, "sensitivity-layer")
     site_actions(registry, model_name, recipe, layer)
-    gr.HTML(
-        panels.note(
-            "The estimate is the error a layer makes in its own output. What the network makes of it differs between"
-            " layers by orders of magnitude; a measurement runs the denoiser with one layer quantized at a time, and"
-            " from then on the budget above goes by it."
-        )
-    )
     measured = gr.State(0)
     long_run(
         runs,
@@ -105,7 +104,7 @@ def _answer(
     statistics = _calibrated(registry, model)
     sensitivity = _sensitivity(registry, model, base)
     front, found = _within(model, statistics, sensitivity, kind, percent)
-    proxy = _proxy(model, statistics, base)
+    proxy = _proxy(statistics, model, base)
     layers = sensitivity_table(model.sites, width, proxy, registry.measured(model, base))
     whole = _cost_in_fp16(model, statistics, kind)
     rows = [(role.replace("_", " "), bits) for role, bits in bits_by_role(model.sites, found)]
@@ -125,6 +124,7 @@ def _answer(
         ),
         "front": Shown(figures.front(front), front),
         "layers": Shown(figures.layers(layers), layers),
+        "trust": panels.note(_trust(layers)),
         "roles": panels.table(("Role", "Bits (layers)"), rows),
         "source": panels.note(
             "Errors of single layers are taken to add up (as in HAWQ-V2 and HAWQ-V3), which holds while they are small:"
@@ -132,6 +132,24 @@ def _answer(
             " own are replaced."
         ),
     }
+
+
+def _trust(layers: SensitivityTable) -> str:
+    """How far the estimate can be believed."""
+    what = (
+        "The estimate is the error a layer makes in its own output; what the rest of the network makes of that error"
+        " differs between layers by orders of magnitude, so the estimate orders layers only roughly."
+    )
+    agreement = layers.agreement
+    if agreement is None:
+        return (
+            f"{what} How roughly is not known yet: the button at the end measures it, by running the denoiser with one"
+            " layer quantized at a time, and from then on the budget goes by that."
+        )
+    return (
+        f"{what} Against the measurement, on the same layers at the bits shown, the correlation of the logarithms is"
+        f" {number(agreement)} (1: the same order; 0: none). The budget goes by the measurement."
+    )
 
 
 def _promise(front: FrontTable, found: Allocation, base: Recipe, percent: int, whole: float) -> str:
@@ -153,7 +171,7 @@ def _promise(front: FrontTable, found: Allocation, base: Recipe, percent: int, w
 def _sensitivity(registry: Registry, model: VideoModel, base: Recipe) -> Sensitivity:
     """The estimate, scaled by a measurement once there is one."""
     measured = registry.measured(model, base)
-    proxy = _proxy(model, _calibrated(registry, model), base)
+    proxy = _proxy(_calibrated(registry, model), model, base)
     return proxy if measured is None else _scaled(proxy, measured)
 
 
@@ -167,14 +185,14 @@ def _calibrated(registry: Registry, model: VideoModel) -> Statistics:
     return statistics
 
 
-@remembered
-def _proxy(model: VideoModel, statistics: Statistics, base: Recipe) -> Sensitivity:
+@remembered(16)
+def _proxy(statistics: Statistics, model: VideoModel, base: Recipe) -> Sensitivity:
     from qvd_core.sensitivity import proxy_sensitivity
 
     return proxy_sensitivity(model, base, statistics)
 
 
-@remembered
+@remembered(4)
 def _scaled(proxy: Sensitivity, measured: Sensitivity) -> Sensitivity:
     from qvd_core.sensitivity import scaled_sensitivity
 
@@ -185,7 +203,7 @@ def _within(
     model: VideoModel, statistics: Statistics, sensitivity: Sensitivity, kind: str, percent: float
 ) -> tuple[FrontTable, Allocation]:
     """The front, and the dearest recipe on it that costs at most this share of fp16; the cheapest if none does."""
-    table, front = _front(model, statistics, sensitivity, kind)
+    table, front = _front(statistics, model, sensitivity, kind)
     budget = percent / 100 * _cost_in_fp16(model, statistics, kind)
     affordable = max(0, int(np.searchsorted(table.costs, budget, side="right")) - 1)
     return table.showing(front[affordable]), front[affordable]
@@ -196,9 +214,9 @@ def _cost_in_fp16(model: VideoModel, statistics: Statistics, kind: str) -> float
     return sum(cost.bytes_before if kind == "bytes" else cost.bops_before or 0 for cost in costs)
 
 
-@remembered
+@remembered(16)
 def _front(
-    model: VideoModel, statistics: Statistics, sensitivity: Sensitivity, kind: str
+    statistics: Statistics, model: VideoModel, sensitivity: Sensitivity, kind: str
 ) -> tuple[FrontTable, list[Allocation]]:
     from analysis.sensitivity import front_table
     from qvd_core.allocation import pareto_front

@@ -28,7 +28,7 @@ def sidebar(registry: Registry, model_name: gr.State, recipe: gr.State) -> None:
     with gr.Sidebar(width=300):
         gr.HTML(
             "<h1>QVD Studio</h1><p>What quantization does inside a video diffusion model, side by side.</p>",
-            elem_classes="qvd-title",
+            elem_classes=["qvd-title", "qvd-flush"],
         )
         model_menu = gr.Dropdown(
             [(spec.title, spec.name) for spec in registry.offered()],

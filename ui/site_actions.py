@@ -11,6 +11,7 @@ from qvd_core.errors import RecipeError
 from qvd_core.formats import ActivationFormat, WeightFormat
 from qvd_core.recipe import Recipe
 from ui.errors import shown
+from ui.layer_menu import layer_menu, offered
 from ui.naming import named
 from ui.registry import Registry
 
@@ -20,22 +21,22 @@ if TYPE_CHECKING:
 MORE = 2  # bits
 
 
-def layer_menu(registry: Registry, model_name: gr.State, elem_id: str) -> gr.Dropdown:
+def all_layers(registry: Registry, model_name: gr.State, elem_id: str) -> gr.HTML:
     """Build a menu of all layers of the model, with nothing chosen yet."""
-    menu = gr.Dropdown([], value=None, label="Layer (click the map, or choose)", elem_id=elem_id)
+    menu = layer_menu("Layer (click the figure, or choose)", elem_id)
 
     @shown
     def offer(name: str, chosen: str | None) -> Any:
         if not name:
             return gr.skip()
-        names = [site.name for site in registry.model(name).sites]
-        return gr.update(choices=names, value=chosen if chosen in names else None)
+        sites = registry.model(name).sites
+        return offered([(f"{site.role.replace('_', ' ')} · {site.name}", site.name) for site in sites], chosen)
 
     model_name.change(offer, [model_name, menu], menu, show_progress="hidden", api_visibility="private")
     return menu
 
 
-def site_actions(registry: Registry, model_name: gr.State, recipe: gr.State, layer: gr.Dropdown) -> None:
+def site_actions(registry: Registry, model_name: gr.State, recipe: gr.State, layer: gr.HTML) -> None:
     """Build a row of buttons that change how `recipe` treats the chosen layer and those that read the same input."""
     words = gr.HTML(elem_id=f"{layer.elem_id}-formats", elem_classes="qvd-flush")
     with gr.Row():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from analysis.memory import remembered
 from analysis.methods import unlike_the_figure
 from qvd_core.errors import RecipeError
 from qvd_core.formats import ACTIVATION_BITS, HTDQ, ActivationFormat
@@ -35,7 +36,7 @@ ABOUT = (
     " others, so a uniform grid that spans them rounds many others to zero, and steps begin to look alike. HTDQ, QVD's"
     " remedy, uses a logarithmic grid (HiDi-TQ), fine near zero and coarse far from it. Its relaxation coefficient α"
     " says how fine; the one with the least K is taken, which weighs the rounding error against how well steps can"
-    " still be told apart (TDScore)."
+    " still be told apart (TDScore). The fewer the bits, the more it matters: try 4."
 )
 FORMS = [
     ("H1: α multiplies the logarithm", "H1"),
@@ -47,26 +48,36 @@ FORMS = [
 
 def temporal_tab(registry: Registry, model_name: gr.State, recipe: gr.State, tab: gr.Tab) -> None:
     """Build the tab inside `tab`; it follows the model, and its controls follow the recipe, also before it opens."""
-    gr.HTML(panels.note(ABOUT))
+    gr.HTML(panels.note(ABOUT), elem_classes="qvd-flush")
     with gr.Row():
-        steps = gr.Slider(2, MOST_STEPS, DEFAULT_STEPS, step=1, label="Denoising steps", elem_id="temporal-steps")
+        steps = gr.Slider(
+            2, MOST_STEPS, DEFAULT_STEPS, step=1, label="Denoising steps", min_width=240, elem_id="temporal-steps"
+        )
         bits = gr.Slider(
-            ACTIVATION_BITS[0], ACTIVATION_BITS[-1], 8, step=1, label="Bits of both grids", elem_id="temporal-bits"
+            ACTIVATION_BITS[0],
+            ACTIVATION_BITS[-1],
+            8,
+            step=1,
+            label="Bits of both grids",
+            min_width=240,
+            elem_id="temporal-bits",
         )
     with gr.Row():
-        form = gr.Dropdown(FORMS, value="H1", label="HiDi-TQ", min_width=200, elem_id="temporal-form")
-        search = gr.Checkbox(True, label="Search α for the least K", min_width=160, elem_id="temporal-search")
+        form = gr.Dropdown(FORMS, value="H1", label="HiDi-TQ", min_width=240, elem_id="temporal-form")
+        search = gr.Checkbox(True, label="Search α for the least K", elem_classes="qvd-wide", elem_id="temporal-search")
         coefficient = gr.Slider(
-            -2, 6, 0, step=0.05, label="α, if not searched (log₂)", min_width=200, elem_id="temporal-coefficient"
+            -2, 6, 0, step=0.05, label="α, if not searched (log₂)", min_width=240, elem_id="temporal-coefficient"
         )
     with gr.Row():
         weight = gr.Slider(
-            0, 10, 1, step=0.1, label="λ: weight of TDScore in K", min_width=200, elem_id="temporal-weight"
+            0, 10, 1, step=0.1, label="λ: weight of TDScore in K", min_width=240, elem_id="temporal-weight"
         )
         radius = gr.Slider(
-            1, 8, 2, step=1, label="Radius of TDScore, in steps", min_width=200, elem_id="temporal-radius"
+            1, 8, 2, step=1, label="Radius of TDScore, in steps", min_width=240, elem_id="temporal-radius"
         )
-        sign = gr.Checkbox(True, label="The sign takes one of the bits", min_width=160, elem_id="temporal-sign")
+        sign = gr.Checkbox(
+            True, label="The sign takes one of the bits", elem_classes="qvd-wide", elem_id="temporal-sign"
+        )
     controls = {
         "steps": steps,
         "bits": bits,
@@ -157,13 +168,11 @@ def _method(choices: Mapping[str, Any]) -> HTDQ:
 def _temporal(model: VideoModel, recipe: Recipe, choices: dict[str, Any]) -> Mapping[str, Shown | str]:
     from analysis.export import tidy
     from analysis.figures import temporal as figures
-    from analysis.htdq import features_of, htdq_table
-    from analysis.htdq import in_words as htdq_in_words
-    from analysis.temporal import in_words, temporal_table
+    from analysis.htdq import htdq_table, in_words
 
     steps = whole_number(choices, "steps", 2, MOST_STEPS)
     bits = whole_number(choices, "bits", ACTIVATION_BITS[0], ACTIVATION_BITS[-1])
-    plain = temporal_table(features_of(model, steps), bits)
+    sentence, plain = _without_htdq(model, steps, bits)
     table = htdq_table(model, steps, bits, _method(choices))
     matrices = {
         "full": (table.similarity, "Full precision"),
@@ -174,10 +183,9 @@ def _temporal(model: VideoModel, recipe: Recipe, choices: dict[str, Any]) -> Map
     site = next(site for site in model.sites if site.role == "temporal_features")
     caveat = unlike_the_figure(model, recipe, site, ActivationFormat(bits))
     found: dict[str, Any] = {
-        "sentence": finding(f"{in_words(plain)} {caveat}".strip()),
-        "distribution": Shown(figures.distribution(plain), plain),
-        "cards": _shape_cards(plain),
-        "htdq": finding(htdq_in_words(table)),
+        "sentence": finding(f"{sentence} {caveat}".strip()),
+        **plain,
+        "htdq": finding(in_words(table)),
         "staircases": Shown(figures.staircases(table), table.stairs_columns()),
         "codes": Shown(figures.code_use(table), table.use_columns()),
         "search": Shown(figures.search(table), table) if table.search is not None else "",
@@ -188,6 +196,17 @@ def _temporal(model: VideoModel, recipe: Recipe, choices: dict[str, Any]) -> Map
         cells = tidy(matrix, "step", "other_step", "cosine")
         found[slot] = Shown(figures.similarity(matrix, name, lowest), cells)
     return found
+
+
+@remembered(32)
+def _without_htdq(model: VideoModel, steps: int, bits: int) -> tuple[str, dict[str, Shown | str]]:
+    """What most controls leave as it is: the features and the uniform grid in words, in a figure and in numbers."""
+    from analysis.figures.temporal import distribution
+    from analysis.htdq import features_of
+    from analysis.temporal import in_words, temporal_table
+
+    table = temporal_table(features_of(model, steps), bits)
+    return in_words(table), {"distribution": Shown(distribution(table), table), "cards": _shape_cards(table)}
 
 
 SOURCE = (

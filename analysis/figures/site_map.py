@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from analysis.architecture import block_of
 from analysis.drawing import Axis, Drawing, Heatmap
 from analysis.site_map import SiteMap
 
@@ -63,8 +64,7 @@ def _blocks(sites: Sequence[str]) -> tuple[tuple[float, str], ...]:
     ticks: list[tuple[float, str]] = []
     before = ""
     for row, site in enumerate(sites):
-        parts = site.split(".")
-        block = ".".join(parts[:2]) if len(parts) > 1 and parts[1].isdigit() else parts[0]
+        block = block_of(site)
         if block != before and (not ticks or row - ticks[-1][0] > len(sites) / 30):
             ticks.append((row, block))
         before = block

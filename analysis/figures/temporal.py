@@ -9,7 +9,7 @@ from analysis.htdq import HTDQTable
 from analysis.temporal import Histogram, TemporalTable, histogram, symlog
 
 MAX_BITS_WITH_LEVELS = 5
-MAX_BARS = 256
+MAX_PLACES = 256
 UNIFORM, HIDI = "uniform grid", "HiDi-TQ"
 
 
@@ -80,22 +80,30 @@ def staircases(table: HTDQTable) -> Drawing:
 def code_use(table: HTDQTable) -> Drawing:
     """Share of the values each code stands for, codes in the order of their values, from lowest to highest."""
     smallest = 0.5 / table.values.size
-    bars = []
+    lines = []
     for quantized, color, label in ((table.uniform, QUANTIZED, UNIFORM), (table.logarithmic, OTHER, HIDI)):
         count = len(quantized.use)
-        per_bar = -(-count // MAX_BARS)
-        starts = np.arange(0, count, per_bar)
+        per_place = -(-count // MAX_PLACES)
+        starts = np.arange(0, count, per_place)
         shares = np.add.reduceat(quantized.use, starts) / quantized.use.sum()
-        used = np.flatnonzero(shares)
-        words = ((quantized.levels[starts[i]], shares[i]) for i in used)
+        words = zip(quantized.levels[starts], shares, strict=True)
         hover = tuple(f"{label}: {number(level)}<br>{share:.2%} of the values" for level, share in words)
-        place = (starts[used] + per_bar / 2) / count
-        width = per_bar / count
-        bars.append(Bars(place, np.full(len(used), smallest), shares[used], width, color, 0.6, label, hover))
+        shown = np.maximum(shares, smallest)  # one area rather than hundreds of bars: drawn twice as fast
+        lines.append(
+            Line(
+                np.append(starts / count, 1),
+                np.append(shown, shown[-1]),
+                color,
+                label,
+                stepped=True,
+                filled=True,
+                hover=(*hover, hover[-1]),
+            )
+        )
     return Drawing(
         Axis("code, by its value (0: lowest, 1: highest)", 0, 1),
         Axis("share of the values (log axis)", smallest, 1, log=True),
-        tuple(bars),
+        tuple(lines),
         alt_text=(
             f"Use of codes at {table.bits} bits: the uniform grid uses {table.uniform.used} of"
             f" {len(table.uniform.use)}, HiDi-TQ {table.logarithmic.used} of {len(table.logarithmic.use)}."
@@ -146,6 +154,7 @@ def similarity(matrix: np.ndarray, name: str, lowest: float) -> Drawing:
         (Heatmap(steps, steps, matrix, "cosine", lowest, 1.0, row="step", column="step", format=".4f"),),
         alt_text=_similarity_alt(matrix, name),
         title=name,
+        height=300,
         square=True,
     )
 

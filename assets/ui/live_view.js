@@ -12,8 +12,9 @@ const CONFIG = {
   // Named one by one: among plotly's own is one that sends the figure to a server of theirs.
   modeBarButtons: [['zoom2d', 'pan2d', 'resetScale2d']],
 };
-// A finger that drags a chart wants to scroll the page.
+// A finger that drags a chart wants to scroll the page, and has no use for a bar of ways to drag.
 const byTouch = matchMedia('(pointer: coarse)').matches;
+if (byTouch) CONFIG.displayModeBar = false;
 
 const slots = new Map([...root.querySelectorAll('[data-slot]')].map(node => [node.dataset.slot, node]));
 let asked = null;                   // the newest question; its choices are all controls'
@@ -120,12 +121,7 @@ async function draw(node) {
   if (drawn.get(node) === text) return;         // most controls change some of the figures only
   const { data, layout } = JSON.parse(text);    // plotly writes into what it is given
   if (byTouch) layout.dragmode = false;
-  if (root.clientWidth < 480) {     // a bar beside the figure would leave it no room
-    for (const trace of data) {
-      if (trace.colorbar) Object.assign(trace.colorbar, { orientation: 'h', y: -0.16, yanchor: 'top', thickness: 8 });
-    }
-    layout.margin.b += 50;
-  }
+  if (root.clientWidth < 480) narrow(data, layout);
   node.style.setProperty('--figure-height', `${layout.height}px`);
   plot.setAttribute('aria-label', layout.meta?.alt_text ?? '');
   if (node.dataset.state !== 'ready') {
@@ -151,6 +147,19 @@ async function draw(node) {
   node.dataset.drawn = Number(node.dataset.drawn ?? 0) + 1;
 }
 
+// Where there is no room beside a figure: its colour bar goes below it, and the legend gets lines of its own.
+function narrow(data, layout) {
+  const bars = data.filter(trace => trace.colorbar);
+  if (bars.length) {
+    const height = layout.height - layout.margin.t - layout.margin.b;   // what a colour bar's place is counted in
+    const below = { orientation: 'h', y: -layout.margin.b / height, yanchor: 'top', thickness: 8 };
+    for (const { colorbar } of bars) Object.assign(colorbar, below);
+    layout.margin.b += 50;
+    layout.height += 50;
+  }
+  if (layout.showlegend) layout.height += 12 * data.length;
+}
+
 // ---- files ---------------------------------------------------------------------------------------
 
 root.addEventListener('click', async event => {
@@ -174,7 +183,7 @@ window.qvdViews ??= {};
 window.qvdViews[name] = {
   choose(control, value) {
     chosen[control] = value;
-    if (!asked?.choices) return;
+    if (!asked?.choices || asked.choices[control] === value) return;   // a menu tells it before Gradio does
     asked.choices[control] = value;
     stale = true;
     update();

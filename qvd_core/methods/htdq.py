@@ -29,8 +29,8 @@ LOW_PERCENTILE = 0.01
 # Scores are means of 1 - cosine; what is below this is rounding.
 SMALLEST_SCORE = 1e-12
 
-# Numbers quantized at once: bounds the memory of a search over long samplers to some hundred megabytes.
-BLOCK = 2**22
+# Numbers quantized at once: what fits a processor's cache, twice as fast as all at once.
+BLOCK = 2**18
 
 
 def td_score(features: Tensor, radius: int = 2, centre: Tensor | None = None) -> Tensor:
@@ -53,7 +53,11 @@ def td_score(features: Tensor, radius: int = 2, centre: Tensor | None = None) ->
     """
     _check_features(features)
     _check_radius(radius)
-    x = features.double() if centre is None else features.double() - centre
+    return _td_score(features.double(), radius, centre)
+
+
+def _td_score(features: Tensor, radius: int, centre: Tensor | None) -> Tensor:
+    x = features if centre is None else features - centre
     steps = x.shape[-2]
     squares = x.square().sum(-1)
     similarity, neighbours = torch.zeros_like(squares), torch.zeros_like(squares)
@@ -92,8 +96,12 @@ def relative_error(features: Tensor, quantized: Tensor) -> Tensor:
             f"Features {list(features.shape)} and quantized ones {list(quantized.shape)} do not fit;"
             " pass [steps, channels] and [..., steps, channels]."
         )
-    error = (quantized.double() - features).square().sum((-2, -1))
-    return torch.where(error == 0, 0.0, error / features.double().square().sum())
+    return _relative_error(features.double(), quantized.double())
+
+
+def _relative_error(features: Tensor, quantized: Tensor) -> Tensor:
+    error = (quantized - features).square().sum((-2, -1))
+    return torch.where(error == 0, 0.0, error / features.square().sum())
 
 
 def composite_k(
@@ -226,12 +234,14 @@ def search_coefficient(
     absmax, centre = features.abs().max(), _centre(features, centred)
     ascending, order = features.abs().flatten().sort()
     back = order.argsort()
+    exact, signs = features.double(), features.sign()
     errors, scores = [], []
-    for some in coefficients.split(max(1, BLOCK // features.numel())):
+    largest = max(features.numel(), level_count(bits, sign_inside))
+    for some in coefficients.split(max(1, BLOCK // largest)):
         magnitudes = _rounded(ascending, log_grid(absmax, some, bits, form, sign_inside))
-        quantized = magnitudes[:, back].reshape(-1, *features.shape) * features.sign()
-        errors.append(relative_error(features, quantized))
-        scores.append(td_score(quantized, radius, centre))
+        quantized = (magnitudes[:, back].reshape(-1, *features.shape) * signs).double()
+        errors.append(_relative_error(exact, quantized))
+        scores.append(_td_score(quantized, radius, centre))
     l2, score = torch.cat(errors), torch.cat(scores)
     reference = td_score(features, radius, centre)
     return CoefficientSearch(coefficients, combined_k(l2, score, reference, weight), l2, score, float(reference))
@@ -240,8 +250,11 @@ def search_coefficient(
 def _rounded(ascending: Tensor, grid: LogGrid) -> Tensor:
     """What [G] grids make of N ascending magnitudes, fp32 [G, N]: what `fake_quantize` would, and faster.
 
-    Few thresholds are looked up among the magnitudes, rather than each magnitude among the thresholds.
+    The fewer are looked up among the others: thresholds among the magnitudes, or magnitudes among the thresholds.
     """
+    if grid.levels > len(ascending):
+        wanted = ascending.expand(len(grid.thresholds), -1).contiguous()
+        return grid.magnitudes.gather(1, torch.searchsorted(grid.thresholds, wanted, right=True))
     first = torch.searchsorted(ascending, grid.thresholds)
     ends = torch.full_like(first[:, :1], len(ascending))
     counts = torch.cat([torch.zeros_like(ends), first, ends], 1).diff()

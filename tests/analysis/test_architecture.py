@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from analysis.architecture import RoleRow, bits_in_words, by_role, in_words, total
+from analysis.architecture import RoleRow, bits_in_words, block_of, by_role, in_words, total
 from qvd_core.calibration.statistics import Statistics
 from qvd_core.cost import site_costs
 from qvd_core.models.loader import VideoModel
@@ -63,3 +63,10 @@ def test_large_numbers_for_humans(count: float, unit: str, text: str) -> None:
 
 def test_bits_for_humans() -> None:
     assert [bits_in_words(bits) for bits in ((4,), (4, 8), (None,), (4, None))] == ["4", "4, 8", "float", "4, float"]
+
+
+def test_a_layer_is_in_the_first_numbered_part_of_its_path() -> None:
+    assert block_of("up_blocks.1.motion_modules.0.proj_in") == "up_blocks.1"
+    assert block_of("mid_block.attentions.0.proj_in") == "mid_block"
+    assert block_of("time_embedding.linear_1") == "time_embedding"
+    assert block_of("conv_in") == "conv_in"

@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import pytest
 
-from analysis import memory
 from analysis.memory import remembered
 
 
@@ -22,10 +21,10 @@ class Result:
     """Something one can tell apart and hold weakly."""
 
 
-def counted() -> tuple[Callable[..., Result], list[tuple[object, ...]]]:
+def counted(most: int = 256) -> tuple[Callable[..., Result], list[tuple[object, ...]]]:
     calls: list[tuple[object, ...]] = []
 
-    @remembered
+    @remembered(most)
     def compute(owner: Owner, *arguments: object) -> Result:
         """What is computed."""
         calls.append(arguments)
@@ -64,9 +63,8 @@ def test_results_go_with_their_owner() -> None:
     assert stays() is not None
 
 
-def test_the_oldest_results_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "MOST", 3)
-    compute, calls = counted()
+def test_the_oldest_results_make_room() -> None:
+    compute, calls = counted(3)
     owner = Owner()
     kept = [weakref.ref(compute(owner, number)) for number in range(5)]
     gc.collect()
@@ -76,12 +74,14 @@ def test_the_oldest_results_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(calls) == 5
     compute(owner, 0)
     assert len(calls) == 6
+    gc.collect()
+    assert [result() is not None for result in kept] == [False, False, True, True, False]  # 4 was asked for first
 
 
 def test_a_failure_is_not_remembered() -> None:
     failing = [True]
 
-    @remembered
+    @remembered(256)
     def compute(owner: Owner) -> str:
         if failing:
             raise ValueError("not yet")
@@ -99,11 +99,10 @@ def test_the_name_and_words_of_the_function_stay() -> None:
     assert (compute.__name__, compute.__doc__) == ("compute", "What is computed.")
 
 
-def test_results_that_leave_while_others_read_them_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "MOST", 2)
+def test_results_that_leave_while_others_read_them_do_no_harm() -> None:
     interval = sys.getswitchinterval()
 
-    @remembered
+    @remembered(2)
     def double(owner: Owner, number: int) -> int:
         return 2 * number
 

@@ -79,7 +79,7 @@ def test_errors_of_layers_are_mapped_and_a_click_chooses_one(page: Any) -> None:
     )
     page.mouse.click(*place)
     page.wait_for_function(
-        "name => document.querySelector('#errors-layer input').value === name", arg=cells["y"][worst]
+        "name => document.querySelector('#errors-layer select').value === name", arg=cells["y"][worst]
     )
     with page.expect_download() as download:  # of a result the server keeps
         page.hover("#layers-view [data-slot=map]")

@@ -8,7 +8,7 @@ import pytest
 from qvd_core.models.loader import VideoModel
 from qvd_core.recipe import get_recipe
 from tests.ui.pages import handler, serving
-from ui.site_actions import layer_menu, site_actions
+from ui.site_actions import all_layers, site_actions
 
 BASE = get_recipe("minmax-w8a8")
 
@@ -18,7 +18,7 @@ def demo(model: VideoModel) -> gr.Blocks:
     registry = serving(model)
     with gr.Blocks() as made:
         model_name, recipe = gr.State(""), gr.State(BASE)
-        site_actions(registry, model_name, recipe, layer_menu(registry, model_name, "layer"))
+        site_actions(registry, model_name, recipe, all_layers(registry, model_name, "layer"))
     return made
 
 
@@ -78,6 +78,6 @@ def test_without_a_layer_an_action_says_so(demo: gr.Blocks, model: VideoModel, a
 
 def test_the_menu_offers_the_layers_and_keeps_the_choice(demo: gr.Blocks, model: VideoModel, query: str) -> None:
     menu = handler(demo, "offer")(model.spec.name, query)
-    assert menu["choices"] == [site.name for site in model.sites]
+    assert [path for _, _, path in menu["layers"]] == [site.name for site in model.sites]
     assert menu["value"] == query
-    assert handler(demo, "offer")(model.spec.name, "of another model")["value"] is None
+    assert handler(demo, "offer")(model.spec.name, "of another model")["value"] == ""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis.drawing import Band, Bars, Drawing, Heatmap, Line, Points, Rule
-from analysis.figures.temporal import MAX_BARS, code_use, distribution, search, similarity, staircases
+from analysis.figures.temporal import MAX_PLACES, code_use, distribution, search, similarity, staircases
 from analysis.htdq import htdq_table
 from analysis.temporal import histogram, symlog
 from qvd_core.formats import HTDQ
@@ -85,18 +85,17 @@ def test_staircases_are_the_table_on_symmetric_log_axes(model: VideoModel, metho
 def test_bars_of_codes_add_up_to_all_values(model: VideoModel, bits: int, method: HTDQ) -> None:
     table = htdq_table(model, STEPS, bits, method)
     drawing = code_use(table)
-    for bars, grid in zip(only(drawing, Bars), (table.uniform, table.logarithmic), strict=True):
-        assert len(bars.x) <= MAX_BARS
-        assert bars.high.sum() == pytest.approx(1)
-        assert (bars.high > bars.low).all()
-        assert (bars.low > 0).all()
-        count = len(grid.use)
-        per_bar = round(bars.width * count)
-        for x, share in zip(bars.x, bars.high, strict=True):
-            start = round(x * count - per_bar / 2)
-            assert share == pytest.approx(grid.use[start : start + per_bar].sum() / table.values.size)
-        assert (bars.x > 0).all()
-        assert (bars.x < 1 + bars.width).all()
+    for line, grid in zip(only(drawing, Line), (table.uniform, table.logarithmic), strict=True):
+        count, places = len(grid.use), len(line.x) - 1
+        assert places <= MAX_PLACES
+        assert line.stepped
+        assert line.filled
+        assert (line.x[0], line.x[-1], line.y[-1]) == (0, 1, line.y[-2])
+        assert len(line.hover) == len(line.x)
+        starts = np.round(line.x * count).astype(int)
+        for start, end, share in zip(starts, starts[1:], line.y, strict=False):
+            used = grid.use[start:end].sum() / table.values.size
+            assert share == pytest.approx(used) if used else share == drawing.y.low
     flat, log = table.uniform, table.logarithmic
     assert f"uses {flat.used} of {len(flat.use)}, HiDi-TQ {log.used} of {len(log.use)}." in drawing.alt_text
 

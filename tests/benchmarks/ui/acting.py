@@ -12,8 +12,12 @@ LISTENED = {
     "radio": ("input", "input[type=radio]"),
     "checkbox": ("input", "input[type=checkbox]"),
     "dropdown": ("mousedown", "[role=option]"),
+    "menu": ("keydown", "select"),
 }
 """By kind: the DOM event from which on a change is under way, and what it happens to. The handler runs with it."""
+
+KEYS = {True: ("ArrowDown", "PageDown", "End"), False: ("ArrowUp", "PageUp", "Home")}
+"""What walks on and back through a menu of the browser's own, whose list no script can click."""
 
 OPENING = 400  # ms in which a menu unfolds, and a visitor reads
 
@@ -27,6 +31,10 @@ def use(page: Any, control: Control, random: Random) -> None:
         unchecked.nth(random.randrange(unchecked.count())).click()
     elif control.kind == "checkbox":
         page.locator(f"#{control.elem_id} input[type=checkbox]").click()
+    elif control.kind == "menu":
+        menu = page.locator(f"#{control.elem_id} select")
+        early = menu.evaluate("node => node.selectedIndex < node.options.length / 2")
+        menu.press(random.choice(KEYS[early]))
     else:
         _choose_entry(page, control, random)
 
@@ -53,10 +61,10 @@ def _choose_entry(page: Any, control: Control, random: Random) -> None:
     menu = page.locator(f"#{control.elem_id} input")
     menu.evaluate("node => node.blur()")
     menu.click()
-    options = page.get_by_role("option")
+    options = page.locator("[role=option]")  # not those of the browser's own menus
     options.first.wait_for()
     chosen = options.evaluate_all("nodes => nodes.findIndex(node => node.ariaSelected === 'true')")
-    places = [place for place in range(0, options.count(), control.every) if place != chosen]
+    places = [place for place in range(options.count()) if place != chosen]
     option = options.nth(random.choice(places))
     option.scroll_into_view_if_needed()
     page.wait_for_timeout(OPENING)

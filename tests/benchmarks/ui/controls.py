@@ -16,16 +16,14 @@ class Control:
         elem_id: of the control.
         kind: how a visitor uses it.
         before: (elem_id, label) of what is clicked first, because the control means nothing without.
-        every: of a menu, only every so many entries are chosen: for menus where neighbours draw the same figure.
         window: height of the window in pixels; more than the usual where what changes is further down.
     """
 
     tab: str
     view: str
     elem_id: str
-    kind: Literal["slider", "radio", "dropdown", "checkbox"]
+    kind: Literal["slider", "radio", "dropdown", "menu", "checkbox"]
     before: tuple[tuple[str, str], ...] = ()
-    every: int = 1
     window: int = 900
 
 
@@ -34,7 +32,7 @@ UNSEARCHED = (("temporal-search", "Search α for the least K"),)
 
 CONTROLS = (
     Control("Channels", "map-view", "map-metric", "radio"),
-    Control("Channels", "channels-view", "channels-layer", "dropdown", every=3),  # q, k and v read one input
+    Control("Channels", "channels-view", "channels-layer", "menu"),
     Control("Channels", "channels-view", "channels-sort", "dropdown"),
     Control("Channels", "channels-view", "channels-step", "slider"),
     Control("Channels", "channels-view", "channels-frame", "slider"),

@@ -62,6 +62,8 @@ def drag(page: Any, control: Control, random: Random) -> tuple[float, bool]:
     page.mouse.move(*stop, steps=30)
     page.mouse.up()
     seen = finished(page, QUIET_AFTER_DRAG)
+    if seen["last"] is None:
+        raise RuntimeError(f"{control.elem_id} was dragged and did not notice.")
     dragged, value = _content(page, control), _value(page, control)
     for place in (start, stop):
         arm(page, control)
