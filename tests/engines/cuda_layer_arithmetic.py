@@ -31,7 +31,9 @@ def output(case: Case) -> Tensor:
     return made.cpu()
 
 
-@pytest.mark.parametrize(("name", "granularity"), suited(NAMES, ["tensor", "frame", "step", "token", "split", "split-token"]))
+@pytest.mark.parametrize(
+    ("name", "granularity"), suited(NAMES, ["tensor", "frame", "step", "token", "split", "split-token"])
+)
 def test_layers_give_the_sums_of_their_codes(name, granularity):
     for weights, bits, symmetric in formats(name)[::6]:
         case = Case(name, granularity, weights, bits, symmetric)
