@@ -61,4 +61,5 @@ def _needed_guards(guards: Any) -> list[bool]:
 
 
 def _in_short(error: Exception) -> str:
-    return f"torch.compile failed ({str(error).strip().partition(chr(10))[0]})."
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    return f"torch.compile failed ({' '.join(lines[:2])})."

@@ -60,4 +60,4 @@ class StepTable(nn.Module):
             computed: Tensor = self.layer(input)
             return computed
         (row,) = self.clock.rows_of(self.outputs)
-        return row.expand(*input.shape[:-1], -1)
+        return row[0].expand(*input.shape[:-1], -1)
