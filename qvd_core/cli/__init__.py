@@ -127,5 +127,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     benchmark.add_argument("--frames", type=int, default=8, help="of --full-size (default: %(default)s)")
     benchmark.add_argument("--size", type=int, default=256, help="pixels of --full-size (default: %(default)s)")
+    benchmark.add_argument("--recipes", default="", help="of inference, separated by commas (default: three at W8A8)")
     benchmark.add_argument("--out", type=Path, help="also write an inference result to this .json file")
     return parser

@@ -225,6 +225,8 @@ def _benchmark_inference(options: argparse.Namespace) -> tuple[Any, str]:
         result = benchmark_full_size(frames=options.frames, size=options.size, **choices)
     else:
         model = load_model(options)
+        if options.recipes:
+            choices["recipes"] = read_recipes(options.recipes)
         result = benchmark_inference(model, find_statistics(options, model, True), **choices)
     if options.out:
         with replacing(options.out) as scratch:
