@@ -43,7 +43,8 @@ def in_integers(variant: Variant, *, compiled: bool = False) -> Variant:
     Args:
         variant: simulated; left untouched, and sharing with the new one all that is not quantized.
         compiled: fuse what is between the kernels by torch.compile, at the first clip; takes a minute or more and
-            a C++ compiler, and is then much faster.
+            a C++ compiler, and is then much faster. A clip of a size that cannot be compiled is computed
+            uncompiled, with a warning; without a compiler the first clip raises EngineError.
 
     Returns:
         A variant whose `engine` is "int8" and whose `placements` say for every site how it is computed and why.

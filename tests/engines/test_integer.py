@@ -114,7 +114,7 @@ def test_a_time_path_that_cannot_be_tabulated_stays_where_it_is(tiny_folder, mod
     assert_placed(converted, tables=False)
 
 
-@pytest.mark.parametrize("name", ["minmax-w8a8", "qvd-w8a8", "q-diffusion-w4a4"])
+@pytest.mark.parametrize("name", ["minmax-w8a8", "qvd-w4a8"])
 def test_clips_are_as_close_as_rounding_lets_them_be(mini, mini_statistics, name):
     """As close to the simulated clip as that is to full precision, and no further from full precision.
 
