@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from qvd_core.errors import EngineError
 from qvd_core.sampling import Settings, StepInfo, check_settings, sample
 from qvd_core.variant import Variant, share_structure
 
@@ -33,7 +34,10 @@ def site_errors(
 
     Raises:
         GenerationError: settings the model cannot sample, or steps the variant does not know.
+        EngineError: the variant is not the simulated one.
     """
+    if variant.engine != "simulate":
+        raise EngineError("Errors by layer are those of simulation; pass the variant that in_integers was given.")
     model = variant.model
     check_settings(model, settings)
     watched = share_structure(model.denoiser)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qvd_core.calibration.calibrate import calibrate
-from qvd_core.errors import GenerationError
+from qvd_core.errors import EngineError, GenerationError
 from qvd_core.formats import ActivationFormat, Override, ShiftAndScale, WeightFormat
 from qvd_core.recipe import Recipe, get_recipe
 from qvd_core.sampling import generate
@@ -43,6 +43,12 @@ def test_each_error_is_that_of_the_layer_on_its_true_input(model, settings, inpu
         for step, (x, y) in enumerate(pairs):
             expected = (layer(x) - y).square().sum() / y.square().sum()
             assert errors[name][step] == pytest.approx(expected.item(), rel=1e-4), (name, step)
+
+
+def test_an_integer_variant_is_refused(model, settings):
+    integer = replace(quantize(model, get_recipe("dynamic-w8a8")), engine="int8")
+    with pytest.raises(EngineError, match="those of simulation"):
+        site_errors(integer, settings)
 
 
 def test_the_model_is_left_without_hooks(model, settings):
