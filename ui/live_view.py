@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import functools
 import importlib.util
+import json
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -99,8 +100,8 @@ class LiveView:
         self._results: Shelf[Mapping[str, Shown | str]] = Shelf(16)
         placeholder = "" if answer is None else "Loading the model…"
 
-        def answer_live(question: dict[str, Any]) -> dict[str, Any]:
-            return self.reply(question)
+        def answer_live(question: dict[str, Any]) -> str:
+            return json.dumps(self.reply(question), allow_nan=False)  # else FastAPI looks at every number, for 10 ms
 
         def download_live(question: dict[str, Any]) -> dict[str, str]:
             return self.download(question)

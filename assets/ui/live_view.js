@@ -44,7 +44,7 @@ async function update() {
         root.dataset.waiting = '';
         if (root.dataset.state !== 'ready') say('notice', 'Computing; the first answer can take some seconds…');
       }, 600);
-      const reply = asked.slots ? asked : await server.answer_live(asked);
+      const reply = asked.slots ? asked : read(await server.answer_live(asked));
       clearTimeout(patience);
       delete root.dataset.waiting;
       await show(reply);
@@ -58,6 +58,8 @@ async function update() {
     pause = setTimeout(() => drawSeen(NEAR), 100);
   }
 }
+
+const read = answer => (typeof answer === 'string' ? JSON.parse(answer) : null);
 
 async function show(reply) {
   if (!reply) return say('error', 'The server did not answer. Change a control, or reload the page, to try again.');

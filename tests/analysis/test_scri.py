@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -183,3 +185,12 @@ def test_an_input_of_zeros_spans_nothing(statistics: Statistics) -> None:
 def test_a_site_without_frames_has_no_widths_by_frame(statistics: Statistics) -> None:
     with pytest.raises(KeyError):
         channel_widths(statistics, "time_embedding.linear_1", "frame", False)
+
+
+def test_old_statistics_go_although_the_model_stays(model: VideoModel, statistics: Statistics) -> None:
+    old = dataclasses.replace(statistics)
+    threshold_table(model, old, SITES["attention"], WEIGHTS, INPUTS)
+    gone = weakref.ref(old)
+    del old
+    gc.collect()
+    assert gone() is None

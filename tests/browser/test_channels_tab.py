@@ -131,6 +131,22 @@ def test_every_control_finds_the_numbers_of_the_tables(page: Any, mini: VideoMod
     check(page, expected(mini, shipped, dataclasses.replace(asked, layer=other)))
 
 
+def test_arrow_keys_walk_through_the_layers(page: Any) -> None:
+    menu = page.locator("#channels-layer select")
+    for key in ("End", "PageUp", "PageUp"):
+        before = menu.input_value()
+        with answered(page, VIEW):
+            menu.press(key)
+        assert menu.input_value() != before
+        assert menu.input_value() in page.get_attribute(f"#{VIEW} [data-slot=ranges] [role=img]", "aria-label")
+    page.get_by_role("button", name="Keep in floating point").click()
+    wait_for_recipe(page, "minmax-w8a8+1")  # what Gradio hears of when the menu is left is the layer that is shown
+    page.wait_for_selector("#channels-layer-formats >> text=inputs in floating point")
+    assert menu.input_value() in page.evaluate("decodeURIComponent(location.search)")
+    page.click("#undo")
+    wait_for_recipe(page, "minmax-w8a8")
+
+
 def test_the_map_holds_every_layer_at_every_step(page: Any, mini: VideoModel, shipped: Statistics) -> None:
     sites = tuple(site.name for site in mini.sites if site.name in shipped.low)
     roles = {site.name: site.role for site in mini.sites}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -45,10 +46,11 @@ def analysis_tabs(registry: Registry) -> gr.Blocks:
     return demo
 
 
-def server_functions(demo: gr.Blocks, view: str) -> dict[str, Callable[..., Any]]:
-    """What anybody can call of a view, by name."""
-    component = next(block for block in demo.blocks.values() if getattr(block, "elem_id", None) == view)
-    return {name: getattr(component, name) for name in ("answer_live", "download_live")}
+def answered(demo: gr.Blocks, view: str, question: Any) -> dict[str, Any]:
+    """What the page reads when it asks a view, as anybody can."""
+    component: Any = next(block for block in demo.blocks.values() if getattr(block, "elem_id", None) == view)
+    found: dict[str, Any] = json.loads(component.answer_live(question))
+    return found
 
 
 def asked(model: VideoModel, choices: dict[str, Any], recipe: Recipe | None = None) -> dict[str, Any]:

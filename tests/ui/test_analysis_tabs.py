@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from qvd_core.calibration.statistics import Statistics
 from qvd_core.models.loader import VideoModel
 from qvd_core.recipe import get_recipe
-from tests.ui.pages import analysis_tabs, asked, server_functions, serving
+from tests.ui.pages import analysis_tabs, answered, asked, serving
 
 TEMPORAL = {
     "steps": 4,
@@ -62,22 +61,21 @@ def demo(model: VideoModel, statistics: Statistics) -> gr.Blocks:
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_every_answer_can_be_sent(demo: gr.Blocks, model: VideoModel, view: str) -> None:
-    found = server_functions(demo, view)["answer_live"](asked(model, choices_of(view, model)))
+    found = answered(demo, view, asked(model, choices_of(view, model)))
     assert set(found) == {"slots"}, found
-    json.dumps(found, allow_nan=False)
 
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_junk_in_any_control_is_refused(demo: gr.Blocks, model: VideoModel, view: str) -> None:
-    reply = server_functions(demo, view)["answer_live"]
     good = choices_of(view, model)
     for control in good:
         for junk in JUNK:
             if isinstance(good[control], float) and junk == 1.5:
                 continue
-            found = reply(asked(model, {**good, control: junk}))
+            found = answered(demo, view, asked(model, {**good, control: junk}))
             assert set(found) == {"error"} or _means_something(control, junk), (control, junk, set(found))
-        assert set(reply(asked(model, {k: v for k, v in good.items() if k != control}))) == {"error"}, control
+        fewer = {name: value for name, value in good.items() if name != control}
+        assert set(answered(demo, view, asked(model, fewer))) == {"error"}, control
 
 
 def _means_something(control: str, junk: Any) -> bool:
@@ -88,7 +86,7 @@ def _means_something(control: str, junk: Any) -> bool:
 @pytest.mark.parametrize("view", ["map-view", "channels-view", "sensitivity-view"])
 def test_without_statistics_a_view_says_how_to_get_them(model: VideoModel, view: str) -> None:
     demo = analysis_tabs(serving(model))
-    message = server_functions(demo, view)["answer_live"](asked(model, choices_of(view, model)))["error"]
+    message = answered(demo, view, asked(model, choices_of(view, model)))["error"]
     assert "has not been calibrated" in message
     assert "Generate once in the Compare tab" in message
 
@@ -96,7 +94,7 @@ def test_without_statistics_a_view_says_how_to_get_them(model: VideoModel, view:
 def test_a_model_without_temporal_features_is_told_apart(wan: VideoModel) -> None:
     demo = analysis_tabs(serving(wan))
     recipe = get_recipe("dynamic-w8a8")
-    message = server_functions(demo, "temporal-view")["answer_live"](asked(wan, TEMPORAL, recipe))["error"]
+    message = answered(demo, "temporal-view", asked(wan, TEMPORAL, recipe))["error"]
     assert "no layers known to take temporal features" in message
 
 
