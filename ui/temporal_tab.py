@@ -96,10 +96,10 @@ def temporal_tab(registry: Registry, model_name: gr.State, recipe: gr.State, tab
         + beside(figure_slot("staircases", 320), figure_slot("codes", 320))
         + figure_slot("search", 320)
         + words_slot("scores")
-        + beside(figure_slot("full"), figure_slot("uniform"), figure_slot("logarithmic"))
-        + words_slot("source")
     )
     view = LiveView(registry, "temporal-view", slots, _temporal)
+    slots = beside(figure_slot("full", 300), figure_slot("uniform", 300), figure_slot("logarithmic", 300))
+    similarities = LiveView(registry, "similarity-view", slots + words_slot("source"), _similarities)
     use = gr.Button("Use this HTDQ in the recipe", size="sm", elem_id="temporal-use")
 
     @shown
@@ -135,7 +135,8 @@ def temporal_tab(registry: Registry, model_name: gr.State, recipe: gr.State, tab
     followers = [bits, form, search, coefficient, weight, radius, sign]
     gr.on([model_name.change, recipe.change], follow_recipe, [model_name, recipe], followers, **quiet)
     use.click(use_in_recipe, [recipe, *controls.values()], recipe, show_progress="hidden", api_visibility="private")
-    view.follow(model_name, recipe, controls, tab.select)
+    for one in (view, similarities):
+        one.follow(model_name, recipe, controls, tab.select)
 
 
 def _recipe_bits(model: VideoModel, recipe: Recipe) -> int:
@@ -143,6 +144,12 @@ def _recipe_bits(model: VideoModel, recipe: Recipe) -> int:
     sites = [site for site in model.sites if site.role == "temporal_features"]
     form = recipe.formats(sites[0].name, sites[0].role)[1] if sites else None
     return 8 if form is None else form.bits
+
+
+def _asked(choices: Mapping[str, Any]) -> tuple[int, int, HTDQ]:
+    """Steps, bits and HTDQ as the controls say."""
+    steps = whole_number(choices, "steps", 2, MOST_STEPS)
+    return steps, whole_number(choices, "bits", ACTIVATION_BITS[0], ACTIVATION_BITS[-1]), _method(choices)
 
 
 def _method(choices: Mapping[str, Any]) -> HTDQ:
@@ -166,23 +173,15 @@ def _method(choices: Mapping[str, Any]) -> HTDQ:
 
 
 def _temporal(model: VideoModel, recipe: Recipe, choices: dict[str, Any]) -> Mapping[str, Shown | str]:
-    from analysis.export import tidy
     from analysis.figures import temporal as figures
     from analysis.htdq import htdq_table, in_words
 
-    steps = whole_number(choices, "steps", 2, MOST_STEPS)
-    bits = whole_number(choices, "bits", ACTIVATION_BITS[0], ACTIVATION_BITS[-1])
+    steps, bits, method = _asked(choices)
     sentence, plain = _without_htdq(model, steps, bits)
-    table = htdq_table(model, steps, bits, _method(choices))
-    matrices = {
-        "full": (table.similarity, "Full precision"),
-        "uniform": (table.uniform.similarity, f"{bits}-bit uniform grid"),
-        "logarithmic": (table.logarithmic.similarity, f"{bits}-bit HiDi-TQ"),
-    }
-    lowest = min(float(matrix.min()) for matrix, _ in matrices.values())
+    table = htdq_table(model, steps, bits, method)
     site = next(site for site in model.sites if site.role == "temporal_features")
     caveat = unlike_the_figure(model, recipe, site, ActivationFormat(bits))
-    found: dict[str, Any] = {
+    return {
         "sentence": finding(f"{sentence} {caveat}".strip()),
         **plain,
         "htdq": finding(in_words(table)),
@@ -190,12 +189,27 @@ def _temporal(model: VideoModel, recipe: Recipe, choices: dict[str, Any]) -> Map
         "codes": Shown(figures.code_use(table), table.use_columns()),
         "search": Shown(figures.search(table), table) if table.search is not None else "",
         "scores": _score_cards(table),
-        "source": panels.note(SOURCE),
     }
-    for slot, (matrix, name) in matrices.items():
-        cells = tidy(matrix, "step", "other_step", "cosine")
-        found[slot] = Shown(figures.similarity(matrix, name, lowest), cells)
-    return found
+
+
+def _similarities(model: VideoModel, recipe: Recipe, choices: dict[str, Any]) -> Mapping[str, Shown | str]:
+    from analysis.export import tidy
+    from analysis.figures.temporal import similarity
+    from analysis.htdq import htdq_table
+
+    steps, bits, method = _asked(choices)
+    table = htdq_table(model, steps, bits, method)
+    matrices = {
+        "full": (table.similarity, "Full precision"),
+        "uniform": (table.uniform.similarity, f"{bits}-bit uniform grid"),
+        "logarithmic": (table.logarithmic.similarity, f"{bits}-bit HiDi-TQ"),
+    }
+    lowest = min(float(matrix.min()) for matrix, _ in matrices.values())
+    figures = {
+        slot: Shown(similarity(matrix, name, lowest), tidy(matrix, "step", "other_step", "cosine"))
+        for slot, (matrix, name) in matrices.items()
+    }
+    return {**figures, "source": panels.note(SOURCE)}
 
 
 @remembered(32)
