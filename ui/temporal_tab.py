@@ -7,29 +7,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from analysis.memory import remembered
-from analysis.methods import unlike_the_figure
-from qvd_core.errors import RecipeError
-from qvd_core.formats import ACTIVATION_BITS, HTDQ, ActivationFormat
+from qvd_core.formats import ACTIVATION_BITS, HTDQ
 from qvd_core.models.catalog import CATALOG
 from qvd_core.recipe import Recipe
 from ui import panels
 from ui.errors import shown
-from ui.live_view import LiveView, Shown, beside, figure_slot, finding, one_of, whole_number, words_slot
+from ui.live_view import LiveView, beside, figure_slot, words_slot
 from ui.naming import named
 from ui.registry import Registry
+from ui.temporal_answers import FORMS, MOST_STEPS, method_of, similarities, temporal
 
 if TYPE_CHECKING:
-    from analysis.htdq import HTDQTable
-    from analysis.temporal import TemporalTable
     from qvd_core.models.loader import VideoModel
 
-MOST_STEPS = 100
 DEFAULT_STEPS = CATALOG["animatediff-mini"].steps
 ABOUT = (
     "Temporal features tell the layers which denoising step it is. A few of their values are far larger than all"
@@ -38,12 +32,6 @@ ABOUT = (
     " says how fine; the one with the least K is taken, which weighs the rounding error against how well steps can"
     " still be told apart (TDScore). The fewer the bits, the more it matters: try 4."
 )
-FORMS = [
-    ("H1: α multiplies the logarithm", "H1"),
-    ("H2: α inside the logarithm", "H2"),
-    ("H3: α scales the range", "H3"),
-    ("port: base 2, no α", "port"),
-]
 
 
 def temporal_tab(registry: Registry, model_name: gr.State, recipe: gr.State, tab: gr.Tab) -> None:
@@ -96,10 +84,10 @@ def temporal_tab(registry: Registry, model_name: gr.State, recipe: gr.State, tab
         + beside(figure_slot("staircases", 320), figure_slot("codes", 320))
         + figure_slot("search", 320)
         + words_slot("scores")
-        + beside(figure_slot("full"), figure_slot("uniform"), figure_slot("logarithmic"))
-        + words_slot("source")
     )
-    view = LiveView(registry, "temporal-view", slots, _temporal)
+    view = LiveView(registry, "temporal-view", slots, temporal)
+    slots = beside(figure_slot("full", 300), figure_slot("uniform", 300), figure_slot("logarithmic", 300))
+    alike = LiveView(registry, "similarity-view", slots + words_slot("source"), similarities)
     use = gr.Button("Use this HTDQ in the recipe", size="sm", elem_id="temporal-use")
 
     @shown
@@ -125,7 +113,7 @@ def temporal_tab(registry: Registry, model_name: gr.State, recipe: gr.State, tab
 
     @shown
     def use_in_recipe(current: Recipe, *values: Any) -> Recipe:
-        method = _method(dict(zip(controls, values, strict=True)))
+        method = method_of(dict(zip(controls, values, strict=True)))
         if isinstance(current.temporal, HTDQ):
             method = dataclasses.replace(method, centred=current.temporal.centred)
         return named(dataclasses.replace(current, temporal=method))
@@ -135,7 +123,8 @@ def temporal_tab(registry: Registry, model_name: gr.State, recipe: gr.State, tab
     followers = [bits, form, search, coefficient, weight, radius, sign]
     gr.on([model_name.change, recipe.change], follow_recipe, [model_name, recipe], followers, **quiet)
     use.click(use_in_recipe, [recipe, *controls.values()], recipe, show_progress="hidden", api_visibility="private")
-    view.follow(model_name, recipe, controls, tab.select)
+    for one in (view, alike):
+        one.follow(model_name, recipe, controls, tab.select)
 
 
 def _recipe_bits(model: VideoModel, recipe: Recipe) -> int:
@@ -143,110 +132,3 @@ def _recipe_bits(model: VideoModel, recipe: Recipe) -> int:
     sites = [site for site in model.sites if site.role == "temporal_features"]
     form = recipe.formats(sites[0].name, sites[0].role)[1] if sites else None
     return 8 if form is None else form.bits
-
-
-def _method(choices: Mapping[str, Any]) -> HTDQ:
-    """HTDQ as the controls say."""
-    form = one_of(choices, "form", [value for _, value in FORMS])
-    flags = {name: choices.get(name) for name in ("search", "sign")}
-    power, weight = choices.get("coefficient"), choices.get("weight")
-    if not all(isinstance(flag, bool) for flag in flags.values()):
-        raise RecipeError(f"{flags} holds something that is neither true nor false.")
-    if isinstance(power, bool) or not isinstance(power, (int, float)) or not -10 <= power <= 9:
-        raise RecipeError(f"coefficient = {power!r} is out of range; choose -10 to 9, a power of two.")
-    searched = flags["search"] or form == "port"
-    return HTDQ(
-        form="H1" if form == "port" else form,
-        sign_inside=flags["sign"] or form == "port",
-        port=form == "port",
-        coefficient=None if searched else 2.0**power,
-        discriminability_weight=weight,  # type: ignore[arg-type]  # checked there
-        radius=whole_number(choices, "radius", 1, 100),
-    )
-
-
-def _temporal(model: VideoModel, recipe: Recipe, choices: dict[str, Any]) -> Mapping[str, Shown | str]:
-    from analysis.export import tidy
-    from analysis.figures import temporal as figures
-    from analysis.htdq import htdq_table, in_words
-
-    steps = whole_number(choices, "steps", 2, MOST_STEPS)
-    bits = whole_number(choices, "bits", ACTIVATION_BITS[0], ACTIVATION_BITS[-1])
-    sentence, plain = _without_htdq(model, steps, bits)
-    table = htdq_table(model, steps, bits, _method(choices))
-    matrices = {
-        "full": (table.similarity, "Full precision"),
-        "uniform": (table.uniform.similarity, f"{bits}-bit uniform grid"),
-        "logarithmic": (table.logarithmic.similarity, f"{bits}-bit HiDi-TQ"),
-    }
-    lowest = min(float(matrix.min()) for matrix, _ in matrices.values())
-    site = next(site for site in model.sites if site.role == "temporal_features")
-    caveat = unlike_the_figure(model, recipe, site, ActivationFormat(bits))
-    found: dict[str, Any] = {
-        "sentence": finding(f"{sentence} {caveat}".strip()),
-        **plain,
-        "htdq": finding(in_words(table)),
-        "staircases": Shown(figures.staircases(table), table.stairs_columns()),
-        "codes": Shown(figures.code_use(table), table.use_columns()),
-        "search": Shown(figures.search(table), table) if table.search is not None else "",
-        "scores": _score_cards(table),
-        "source": panels.note(SOURCE),
-    }
-    for slot, (matrix, name) in matrices.items():
-        cells = tidy(matrix, "step", "other_step", "cosine")
-        found[slot] = Shown(figures.similarity(matrix, name, lowest), cells)
-    return found
-
-
-@remembered(32)
-def _without_htdq(model: VideoModel, steps: int, bits: int) -> tuple[str, dict[str, Shown | str]]:
-    """What most controls leave as it is: the features and the uniform grid in words, in a figure and in numbers."""
-    from analysis.figures.temporal import distribution
-    from analysis.htdq import features_of
-    from analysis.temporal import in_words, temporal_table
-
-    table = temporal_table(features_of(model, steps), bits)
-    return in_words(table), {"distribution": Shown(distribution(table), table), "cards": _shape_cards(table)}
-
-
-SOURCE = (
-    "Temporal features are the inputs of every time_emb_proj (QVD, arXiv 2407.11585, section 4.1): SiLU of the time"
-    " embedding, one per denoising step, the same in every layer, for every prompt and seed. They are enumerated"
-    " exactly, without sampling. The uniform grid is affine and spans all steps, as a static quantizer's does. HiDi-TQ"
-    " and K are our reconstruction of what the paper describes; qvd_core/methods/htdq.py says which choice was made"
-    " where."
-)
-
-
-def _shape_cards(table: TemporalTable) -> str:
-    from analysis.temporal import moments
-
-    shape = moments(table.values)
-    return panels.cards(
-        [
-            ("Skewness", _number(shape.skewness), "0 if symmetric; positive: the tail is on the right"),
-            ("Excess kurtosis", _number(shape.excess_kurtosis), "0 for a normal distribution; higher: heavier tails"),
-            ("Largest over median", f"{_number(shape.largest_over_median)}×", "of the magnitudes"),
-            (
-                "Rounded to zero",
-                f"{table.zero_share:.1%}",
-                f"of {table.values.size:,} values, uniform, {table.bits} bits",
-            ),
-        ]
-    )
-
-
-def _score_cards(table: HTDQTable) -> str:
-    flat, log = table.uniform, table.logarithmic
-    return panels.cards(
-        [
-            ("K", f"{flat.k:.2g} → {log.k:.2g}", "uniform → HiDi-TQ; 0 is exact, lower is better"),
-            ("Squared error", f"{flat.l2:.2g} → {log.l2:.2g}", "relative, uniform → HiDi-TQ"),
-            ("TDScore", f"{flat.td_score:.3g} → {log.td_score:.3g}", f"full precision has {table.td_score:.3g}"),
-            ("Codes repeated", f"{flat.repeated:.0%} → {log.repeated:.0%}", "by the next step, uniform → HiDi-TQ"),
-        ]
-    )
-
-
-def _number(value: float) -> str:
-    return f"{value:,.2f}".replace("-", "−") if math.isfinite(value) else "undefined"

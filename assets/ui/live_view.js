@@ -28,6 +28,12 @@ let pause = 0;                      // the timer that ends with `drawSeen(NEAR)`
 const NEAR = 200;                   // pixels around the window, which the next scroll may show
 
 const visible = () => root.isConnected && root.clientWidth > 0;
+const near = (node, margin) => {
+  const box = node.getBoundingClientRect();
+  return box.bottom > -margin && box.top < innerHeight + margin;
+};
+// A view further away asks when it is scrolled to, so that those in the window need not wait for its answers.
+const due = () => stale && visible() && (root.dataset.state !== 'ready' || near(root, NEAR));
 
 // ---- asking --------------------------------------------------------------------------------------
 
@@ -37,7 +43,7 @@ async function update() {
   if (working) return;
   working = true;
   try {
-    while (stale && visible()) {
+    while (due()) {
       stale = false;
       const began = performance.now();
       const patience = setTimeout(() => {
@@ -105,8 +111,7 @@ function plotly() {
 async function drawSeen(margin) {
   for (const node of wanted.keys()) {
     if (margin && working) return;
-    const box = node.getBoundingClientRect();
-    if (node.hidden || (box.bottom > -margin && box.top < innerHeight + margin)) await draw(node);
+    if (node.hidden || near(node, margin)) await draw(node);
   }
 }
 
@@ -218,8 +223,9 @@ const watching = new IntersectionObserver(() => {
   if (!root.isConnected) letGo();
 });
 
-// Fires when a figure is scrolled to.
-const looking = new IntersectionObserver(() => drawSeen(NEAR), { rootMargin: `${NEAR}px` });
+// Fires when the view, or a figure of it, is scrolled to.
+const looking = new IntersectionObserver(() => (due() ? update() : drawSeen(NEAR)), { rootMargin: `${NEAR}px` });
+looking.observe(root);
 for (const node of slots.values()) if (node.dataset.kind === 'figure') looking.observe(node);
 
 function letGo() {

@@ -239,7 +239,7 @@ def search_coefficient(
     largest = max(features.numel(), level_count(bits, sign_inside))
     for some in coefficients.split(max(1, BLOCK // largest)):
         magnitudes = _rounded(ascending, log_grid(absmax, some, bits, form, sign_inside))
-        quantized = (magnitudes[:, back].reshape(-1, *features.shape) * signs).double()
+        quantized = (magnitudes.index_select(1, back).reshape(-1, *features.shape) * signs).double()
         errors.append(_relative_error(exact, quantized))
         scores.append(_td_score(quantized, radius, centre))
     l2, score = torch.cat(errors), torch.cat(scores)

@@ -190,16 +190,19 @@ def test_a_hidden_tab_catches_up_when_it_is_shown(open_page: Any) -> None:
     assert words(page, "first") == "Number 8 <of> toy."
 
 
-def test_a_figure_far_below_waits_until_it_is_scrolled_to(open_page: Any) -> None:
+def test_a_view_far_below_waits_until_it_is_scrolled_to(open_page: Any) -> None:
     page = open_page()
     with answered(page, "far"):
         open_tab(page, "Far")
-    with answered(page, "far"):
-        set_number(page, "number", 6)
+    set_number(page, "number", 6)
+    page.wait_for_timeout(500)
     figure = page.locator("#far [data-slot=bars]")
+    assert words(page, "far") == "Number 0 <of> toy."  # out of sight
     assert figure.get_attribute("data-drawn") is None
-    figure.scroll_into_view_if_needed()
+    with answered(page, "far"):
+        figure.scroll_into_view_if_needed()
     page.wait_for_selector("#far [data-slot=bars][data-drawn='1'][data-state=ready]")
+    assert words(page, "far") == "Number 6 <of> toy."
     assert page.locator("#far [aria-label='Bars, version 6']").count() == 1
 
 

@@ -30,12 +30,12 @@ from tests.browser.live_pages import (
 from ui.method_words import METHODS
 
 pytestmark = pytest.mark.browser
-VIEW = "temporal-view"
+VIEW, SIMILARITY = "temporal-view", "similarity-view"
 
 
 @pytest.fixture(scope="module")
 def page(tall_page: Any) -> Any:
-    with answered(tall_page, VIEW):
+    with answered(tall_page, VIEW), answered(tall_page, SIMILARITY):
         open_tab(tall_page, "Temporal")
     return tall_page
 
@@ -54,7 +54,7 @@ def check(page: Any, model: VideoModel, steps: int, bits: int, method: HTDQ) -> 
         "logarithmic": table.logarithmic.similarity,
     }
     for slot, matrix in matrices.items():
-        np.testing.assert_allclose(unpacked(traces(page, VIEW, slot)[0]["z"]), matrix, rtol=1e-5)
+        np.testing.assert_allclose(unpacked(traces(page, SIMILARITY, slot)[0]["z"]), matrix, rtol=1e-5)
     assert page.is_visible(f"#{VIEW} [data-slot=search]") == (table.search is not None)
     if table.search is not None:
         k, *_, chosen = traces(page, VIEW, "search")
@@ -92,7 +92,7 @@ def test_every_control_finds_the_numbers_of_the_tables(page: Any, mini: VideoMod
         steps = value if control == "temporal-steps" else steps
         bits = value if control == "temporal-bits" else bits
         method = dataclasses.replace(method, **change)
-        with answered(page, VIEW):
+        with answered(page, VIEW), answered(page, SIMILARITY):
             move(page, control, value)
         check(page, mini, steps, bits, method)
 

@@ -45,11 +45,12 @@ def choices_of(view: str, model: VideoModel) -> dict[str, Any]:
         "map-view": {"metric": "coverage"},
         "channels-view": channels(model),
         "temporal-view": TEMPORAL,
+        "similarity-view": TEMPORAL,
         "sensitivity-view": SENSITIVITY,
     }[view]
 
 
-VIEWS = ["map-view", "channels-view", "temporal-view", "sensitivity-view"]
+VIEWS = ["map-view", "channels-view", "temporal-view", "similarity-view", "sensitivity-view"]
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,7 @@ def test_a_model_without_temporal_features_is_told_apart(wan: VideoModel) -> Non
 
 def test_views_follow_every_control_they_ask_about(demo: gr.Blocks) -> None:
     """A control without a change event would move and change nothing."""
-    for view, count in (("map-view", 1), ("channels-view", 7), ("temporal-view", 8), ("sensitivity-view", 3)):
+    counts = {"map-view": 1, "channels-view": 7, "temporal-view": 8, "similarity-view": 8, "sensitivity-view": 3}
+    for view, count in counts.items():
         moved = [one.js for one in demo.fns.values() if isinstance(one.js, str) and f"['{view}']" in one.js]
         assert len(moved) == count, view
