@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 import gradio as gr
+from threadpoolctl import ThreadpoolController
 
 from qvd_core.errors import QvdError, RecipeError
 from qvd_core.recipe import Recipe
@@ -194,7 +195,18 @@ class LiveView:
         if model is None:
             raise QvdError("The model is not loaded; choose it in the sidebar.")
         current = Recipe.from_query(str(asked.get("recipe")))
-        return self._answer(model, self._registry.checked(model.spec.name, current), asked["choices"])
+        with _openmp().limit(limits=1):
+            return self._answer(model, self._registry.checked(model.spec.name, current), asked["choices"])
+
+
+@functools.cache
+def _openmp() -> ThreadpoolController:
+    """How many threads OpenMP gives the calling thread, and no other.
+
+    An answer is many short operations. Waking more threads for each takes longer than it saves, many times longer
+    where the cores are a virtual machine's. Made once torch is there, whose OpenMP it looks for.
+    """
+    return ThreadpoolController().select(user_api="openmp")
 
 
 def _payloads(found: Mapping[str, Shown | str]) -> dict[str, Any]:
