@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 FLOATING = ("fp32", "bf16")
+HEADINGS = ("one denoising step", "ms", "weights held, MB", "beside them at most, MB")
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +22,7 @@ class Speed:
         kinds: "fp32", "bf16", "int8", "torchao" or "quanto".
         seconds: medians, fp64 [N].
         megabytes: held by the denoiser's weights, fp64 [N].
+        step_megabytes: what a step takes at most beside the weights, fp64 [N]; NaN where it could not be measured.
         arithmetic: what of the int8 model is in integers, in words.
         device: where, in words.
     """
@@ -28,6 +31,7 @@ class Speed:
     kinds: tuple[str, ...]
     seconds: np.ndarray
     megabytes: np.ndarray
+    step_megabytes: np.ndarray
     arithmetic: str
     device: str
 
@@ -38,7 +42,16 @@ class Speed:
             "kind": np.array(self.kinds),
             "seconds": self.seconds,
             "weights_mb": self.megabytes,
+            "step_mb": self.step_megabytes,
         }
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """One line per side in words: under `HEADINGS`."""
+        columns = zip(self.sides, 1e3 * self.seconds, self.megabytes, self.step_megabytes, strict=True)
+        return [
+            (side, f"{ms:.1f}", f"{held:.1f}", "?" if np.isnan(beside) else f"{beside:.0f}")
+            for side, ms, held, beside in columns
+        ]
 
     def best(self, *kinds: str) -> int | None:
         """The quickest side of these kinds, as an index; None if there is none."""
@@ -62,20 +75,17 @@ class Speed:
 
 
 def as_markdown(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Results of `benchmark_inference` by title, as Markdown: every side's milliseconds and weights, and the ratios."""
+    """Results of `benchmark_inference` by title, as Markdown: every side's time and memory, and the ratios."""
     blocks = []
     for title, result in results.items():
         table = speed_table(result)
         lines = [
             f"{title}, on {table.device}:",
             "",
-            "| one denoising step | ms | weights held, MB |",
-            "|---|---:|---:|",
+            f"| {' | '.join(HEADINGS)} |",
+            "|---|---:|---:|---:|",
         ]
-        lines += [
-            f"| {side} | {1e3 * seconds:.1f} | {megabytes:.1f} |"
-            for side, seconds, megabytes in zip(table.sides, table.seconds, table.megabytes, strict=True)
-        ]
+        lines += [f"| {' | '.join(row)} |" for row in table.rows()]
         ratios = {name.removeprefix("ratio_"): value for name, value in result.items() if name.startswith("ratio_")}
         known = ", ".join(f"{name.replace('_', ' ')} **{value:.2f}**" for name, value in ratios.items() if value)
         left_out = "".join(f" Left out: {side} ({reason})." for side, reason in result["left_out"].items())
@@ -91,6 +101,7 @@ def speed_table(result: Mapping[str, Any]) -> Speed:
         tuple(side["kind"] for _, side in sides),
         np.array([side["seconds"] for _, side in sides]),
         np.array([side["weight_bytes"] / 1e6 for _, side in sides]),
+        np.array([math.nan if side["step_bytes"] is None else side["step_bytes"] / 1e6 for _, side in sides]),
         result["placements"],
         result["device"],
     )

@@ -335,6 +335,7 @@ def test_benchmark_inference(tiny, tmp_path, capsys):
     held = {name: side["weight_bytes"] for name, side in result["sides"].items()}
     assert held["bf16"] == pytest.approx(held["fp32"] / 2, rel=0.01)
     assert held["int8, minmax-w8a8"] < held["bf16"]
+    assert all(side["step_bytes"] is None or side["step_bytes"] > 0 for side in result["sides"].values())
     assert set(result["by_kind"]) >= {"linear", "conv2d", "time path"}
 
 

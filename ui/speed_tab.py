@@ -62,7 +62,7 @@ def _measure(
 
     model, _ = prepared(registry, name, recipe, PROMPT, 0, None, None, report)
     variant = registry.variant(model, recipe)
-    stages = 7 + 5 * compiled
+    stages = 8 + 5 * compiled
     done = [0]
 
     def stage(what: str) -> None:
@@ -83,14 +83,12 @@ def _measure(
 
 def _shown(table: Speed, left_out: dict[str, str]) -> Mapping[str, Shown | str]:
     from analysis.figures.speed import step_times
+    from analysis.speed import HEADINGS
 
-    rows: list[tuple[Any, ...]] = [
-        (side, f"{1e3 * seconds:.1f}", f"{megabytes:.1f}")
-        for side, seconds, megabytes in zip(table.sides, table.seconds, table.megabytes, strict=True)
-    ]
-    rows += [(side, f"not measured: {reason}", "") for side, reason in left_out.items()]
+    rows: list[tuple[Any, ...]] = [*table.rows()]
+    rows += [(side, f"not measured: {reason}", "", "") for side, reason in left_out.items()]
     return {
         "sentence": finding(table.in_words()),
         "steps": Shown(step_times(table), table),
-        "rows": panels.table(("One denoising step", "ms, measured", "Weights held, MB"), rows),
+        "rows": panels.table(HEADINGS, rows),
     }

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qvd_core.benchmarks.memory import transient_bytes
 from qvd_core.benchmarks.timing import alternate, denoiser_inputs
 from qvd_core.calibration.statistics import Statistics
 from qvd_core.engines.compiled import Compiled
@@ -74,7 +75,8 @@ def benchmark_inference(
         on_stage: told what happens next; may raise to cancel.
 
     Returns:
-        "sides": by name, kind, median seconds and bytes of weights; "left_out": by name, why a side is missing;
+        "sides": by name, kind, median seconds, bytes of weights and the bytes that a step takes at most beside them
+        (see `transient_bytes`); "left_out": by name, why a side is missing;
         "ratio_int8_to_fp32", "ratio_int8_to_best_bf16", "ratio_int8_to_torchao", "ratio_int8_to_quanto" (best
         against best; None where one is missing) and "ratio_int8_to_bare_kernels", the step against the sum of its
         int8 kernels alone; "by_kind", seconds of all layers of a kind, in floating point and in int8, eager.
@@ -105,6 +107,8 @@ def benchmark_inference(
         calls[side.name], held[side.name] = call, weight_bytes(denoiser)
     on_stage("all of them in turn")
     seconds = dict(zip(calls, alternate(tuple(calls.values()), repeats), strict=True))
+    on_stage("memory")
+    beside = {name: transient_bytes(call, model.device.name) for name, call in calls.items()}
     by_name = {side.name: side for side in sides}
     best: dict[str, float] = {}
     for name, value in seconds.items():
@@ -128,7 +132,15 @@ def benchmark_inference(
         "fastest_int8": fastest,
         "bare_kernels_seconds": kernels,
         "placements": integer.arithmetic,
-        "sides": {n: {"kind": by_name[n].kind, "seconds": s, "weight_bytes": held[n]} for n, s in seconds.items()},
+        "sides": {
+            name: {
+                "kind": by_name[name].kind,
+                "seconds": value,
+                "weight_bytes": held[name],
+                "step_bytes": beside[name],
+            }
+            for name, value in seconds.items()
+        },
         "left_out": left_out,
         "by_kind": seconds_by_kind(model.denoiser, integer.denoiser, same),
         "model": model.spec.name,

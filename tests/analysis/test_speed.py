@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from analysis import paper, screen
@@ -10,10 +11,10 @@ from analysis.speed import as_markdown, speed_table
 
 RESULT = {
     "sides": {
-        "fp32": {"kind": "fp32", "seconds": 0.4, "weight_bytes": 40_000_000},
-        "int8, minmax-w8a8": {"kind": "int8", "seconds": 0.1, "weight_bytes": 10_000_000},
-        "bf16": {"kind": "bf16", "seconds": 0.25, "weight_bytes": 20_000_000},
-        "torchao int8 dynamic": {"kind": "torchao", "seconds": 0.05, "weight_bytes": 11_000_000},
+        "fp32": {"kind": "fp32", "seconds": 0.4, "weight_bytes": 40_000_000, "step_bytes": 8_000_000},
+        "int8, minmax-w8a8": {"kind": "int8", "seconds": 0.1, "weight_bytes": 10_000_000, "step_bytes": 4_000_000},
+        "bf16": {"kind": "bf16", "seconds": 0.25, "weight_bytes": 20_000_000, "step_bytes": None},
+        "torchao int8 dynamic": {"kind": "torchao", "seconds": 0.05, "weight_bytes": 11_000_000, "step_bytes": 0},
     },
     "placements": "int8: 3 layers in integers",
     "device": "a machine",
@@ -24,6 +25,7 @@ def test_the_quickest_comes_first_and_int8_is_compared_with_the_best_floating_po
     table = speed_table(RESULT)
     assert table.sides == ("torchao int8 dynamic", "int8, minmax-w8a8", "bf16", "fp32")
     assert table.columns()["weights_mb"].tolist() == [11, 10, 20, 40]
+    np.testing.assert_equal(table.columns()["step_mb"], [0, 4, np.nan, 8])
     words = table.in_words()
     assert "a machine" in words
     assert "100 ms" in words
@@ -33,7 +35,8 @@ def test_the_quickest_comes_first_and_int8_is_compared_with_the_best_floating_po
 
 
 def test_a_slower_int8_is_called_slower():
-    sides = {**RESULT["sides"], "int8, minmax-w8a8": {"kind": "int8", "seconds": 1.0, "weight_bytes": 1}}
+    slow = {**RESULT["sides"]["int8, minmax-w8a8"], "seconds": 1.0}
+    sides = {**RESULT["sides"], "int8, minmax-w8a8": slow}
     assert "int8 is 4.00 times slower" in speed_table({**RESULT, "sides": sides}).in_words()
 
 
@@ -58,7 +61,8 @@ def test_the_figure_has_a_point_for_every_side():
 def test_markdown_has_every_side_and_ratio():
     result = {**RESULT, "ratio_int8_to_fp32": 0.25, "ratio_int8_to_quanto": None, "left_out": {"quanto": "absent"}}
     text = as_markdown({"Small model": result})
-    assert "| int8, minmax-w8a8 | 100.0 | 10.0 |" in text
+    assert "| int8, minmax-w8a8 | 100.0 | 10.0 | 4 |" in text
+    assert "| bf16 | 250.0 | 20.0 | ? |" in text
     assert "int8 to fp32 **0.25**" in text
     assert "int8 to quanto" not in text
     assert "Left out: quanto (absent)." in text
