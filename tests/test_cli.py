@@ -340,8 +340,9 @@ def test_benchmark_inference(tiny, tmp_path, capsys):
 
 
 @needs_int8
-def test_compare_in_integers(clip, statistics_file, tmp_path, capsys):
-    options = ["--statistics", str(statistics_file), "--engine", "int8", "--out", str(tmp_path / "out")]
+@pytest.mark.parametrize("engine", ["int8", "int8-packed"])
+def test_compare_in_integers(clip, statistics_file, tmp_path, capsys, engine):
+    options = ["--statistics", str(statistics_file), "--engine", engine, "--out", str(tmp_path / "out")]
     assert main(["compare", *clip, *options, "--json"]) == 0
     assert strict_json(capsys.readouterr().out)["arithmetic"].startswith("int8: ")
 

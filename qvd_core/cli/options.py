@@ -58,8 +58,9 @@ def add_engine_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--engine",
         default="simulate",
-        choices=("simulate", "int8"),
-        help="how the quantized model computes: any bits in floating point, or in integers (default: %(default)s)",
+        choices=("simulate", "int8", "int8-packed"),
+        help="how the quantized model computes: any bits in floating point, in integers, or in integers with weights"
+        " that stay packed, which takes the least memory and is slower (default: %(default)s)",
     )
 
 
@@ -72,7 +73,9 @@ def build_variant(options: argparse.Namespace, model: VideoModel, recipe: Recipe
 def on_engine(options: argparse.Namespace, variant: Variant) -> Variant:
     from qvd_core.engines.integer import in_integers
 
-    return variant if options.engine == "simulate" else in_integers(variant)
+    if options.engine == "simulate":
+        return variant
+    return in_integers(variant, packed=options.engine == "int8-packed")
 
 
 def load_model(options: argparse.Namespace) -> VideoModel:

@@ -151,6 +151,24 @@ class SplitLayer(nn.Module):
         return self.first(input[:, : self.split]) + self.rest(input[:, self.split :])
 
 
+class PackedLayer(nn.Module):
+    """An int8 layer that keeps its weights packed, and lays them out for the kernel anew in every call.
+
+    Args:
+        engine, quantizer, codes: see `int8_layer`.
+        layer: the quantized layer it computes, whose packed codes are the only weights there are.
+    """
+
+    def __init__(self, engine: Any, layer: QuantizedLayer, quantizer: nn.Module, codes: nn.Module | None):
+        super().__init__()
+        layer.keep_packed()
+        self.engine, self.layer, self.quantizer, self.codes = engine, layer, quantizer, codes
+        self.weight = nn.Parameter(torch.empty(0, dtype=layer.dtype), requires_grad=False)
+
+    def forward(self, input: Tensor) -> Tensor:  # motion modules pass `input` by name
+        return int8_layer(self.engine, self.layer, self.quantizer, self.codes)(input)
+
+
 def int8_layer(engine: Any, layer: QuantizedLayer, quantizer: nn.Module, codes: nn.Module | None = None) -> nn.Module:
     """The int8 layer that computes `layer`.
 

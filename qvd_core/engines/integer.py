@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from qvd_core.calibration.temporal_features import ADDED_EMBEDDINGS, sampler_timesteps
 from qvd_core.engines import cpu_int8, cuda_layer
 from qvd_core.engines.compiled import Compiled
-from qvd_core.engines.int8_layer import centred_codes, int8_layer
+from qvd_core.engines.int8_layer import PackedLayer, centred_codes, int8_layer
 from qvd_core.errors import CalibrationError, EngineError, memory_errors
 from qvd_core.formats import Tabulated
 from qvd_core.layers.clock import TableClock
@@ -37,7 +37,7 @@ ENGINES: dict[str, Any] = {"cpu": cpu_int8, "cuda": cuda_layer}
 """By device, the module with its `unavailable`, `takes`, `Codes` and `Layer`."""
 
 
-def in_integers(variant: Variant, *, compiled: bool = False) -> Variant:
+def in_integers(variant: Variant, *, compiled: bool = False, packed: bool = False) -> Variant:
     """The same variant in integer arithmetic, on the kernels of the device its model is on.
 
     Args:
@@ -45,28 +45,33 @@ def in_integers(variant: Variant, *, compiled: bool = False) -> Variant:
         compiled: fuse what is between the kernels by torch.compile, at the first clip; takes a minute or more and
             a C++ compiler, and is then much faster. A clip of a size that cannot be compiled is computed
             uncompiled, with a warning; without a compiler the first clip raises EngineError.
+        packed: keep weights as a checkpoint has them, of 2 to 8 bits without gaps, and unpack those of one layer at a
+            time, in every call. Slower, and the least memory; otherwise all are unpacked to int8 once, now.
 
     Returns:
         A variant whose `engine` is "int8" and whose `placements` say for every site how it is computed and why.
 
     Raises:
-        EngineError: this device has no int8 kernels worth using; or the variant is none that is simulated.
+        EngineError: this device has no int8 kernels worth using; the variant is none that is simulated; or it is to
+            be compiled and packed at once.
         OutOfMemory: the weights do not fit.
     """
     if variant.engine != "simulate":
         raise EngineError(f"{variant.recipe.name} computes in {variant.engine} already; pass the simulated variant.")
+    if compiled and packed:
+        raise EngineError("Packed weights are unpacked in every call, which cannot be compiled; choose one.")
     engine = ENGINES[variant.model.device.name]
     if reason := engine.unavailable():
         raise EngineError(f"No integer arithmetic here: {reason}. Keep to the simulated variant.")
     with memory_errors(f"the int8 weights of {variant.recipe.name}", "Drop another variant first."):
-        return _Converter(variant, engine).convert(compiled)
+        return _Converter(variant, engine, packed).convert(compiled)
 
 
 class _Converter:
     """The steps of one conversion, and what they share."""
 
-    def __init__(self, variant: Variant, engine: Any):
-        self.variant, self.engine = variant, engine
+    def __init__(self, variant: Variant, engine: Any, packed: bool):
+        self.variant, self.engine, self.packed = variant, engine, packed
         # The denoiser and its clock in one copy, so that the copies know each other.
         originals = variant.denoiser, variant.clock
         self.denoiser, self.clock = copy.deepcopy(originals, shared_tensors(variant.denoiser))
@@ -131,7 +136,10 @@ class _Converter:
     def _int8(self, layer: Any) -> nn.Module:
         quantizer = _own(layer.quantize_input)
         split = isinstance(quantizer, (StaticSplit, DynamicSplit))
-        return int8_layer(self.engine, layer, quantizer, None if split else self._codes(layer.quantize_input))
+        codes = None if split else self._codes(layer.quantize_input)
+        if self.packed:
+            return PackedLayer(self.engine, layer, quantizer, codes)
+        return int8_layer(self.engine, layer, quantizer, codes)
 
     def _codes(self, quantize_input: Any) -> nn.Module:
         """Codes of one input, shared by the readers that share its quantizer."""
@@ -158,7 +166,11 @@ class _Converter:
         for module in self.denoiser.modules():
             if isinstance(module, StaticPerStep):
                 module.clock = clock
-        return {name: StepTable(self.denoiser.get_submodule(name), rows, clock) for name, rows in outputs.items()}
+        layers = {name: self.denoiser.get_submodule(name) for name in outputs}
+        for layer in layers.values():
+            if isinstance(layer, QuantizedLayer):
+                layer.keep_packed()  # hardly ever computed from now on
+        return {name: StepTable(layer, outputs[name], clock) for name, layer in layers.items()}
 
     def _depending_on_the_step(self) -> list[str]:
         """Sites of the time path whose outputs are to be looked up: what is quantized, or read by tables alone."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import PNDMScheduler
 
+from qvd_core.benchmarks.inference import weight_bytes
 from qvd_core.device import Device
 from qvd_core.engines import cpu_int8
 from qvd_core.engines.integer import in_integers
@@ -22,7 +23,7 @@ from qvd_core.variant import Variant, quantize
 from tests.closeness import assert_same, assert_same_clip
 from tests.denoiser_calls import recorded_calls
 from tests.engines.conversions import assert_layers_equal, assert_placed, layers_at_work
-from tests.variants import PROMPT, difference, error_of
+from tests.variants import PROMPT, difference, error_of, layer_of
 
 pytestmark = pytest.mark.skipif(cpu_int8.unavailable() is not None, reason=f"{cpu_int8.unavailable()}")
 
@@ -196,7 +197,36 @@ def test_ranges_of_every_step_in_every_layer(model, statistics):
         assert_layers_equal(converted, expected)
 
 
+@pytest.mark.parametrize("name", ["qvd-w4a8", "q-diffusion-w4a4", "minmax-w8a8", "os-plus-w8a8"])
+def test_packed_weights_give_the_same_clip_bit_for_bit(named, integer, settings, name):
+    packed = in_integers(named(name), packed=True)
+    assert_placed(packed)
+    assert_same_clip(generate(packed, settings), generate(integer(name), settings))
+
+
+@pytest.mark.parametrize(("name", "smaller"), [("minmax-w4a8", 1.8), ("minmax-w8a8", 0.9)])
+def test_packed_weights_are_all_the_weights_there_are(mini, mini_statistics, name, smaller):
+    """Half a byte each, or one as unpacked ones; and nothing dequantized beside them."""
+    variant = quantize(mini, get_recipe(name), mini_statistics)
+    settings = default_settings(mini, PROMPT, steps=1, frames=2, height=32, width=32)
+    packed, unpacked = in_integers(variant, packed=True), in_integers(variant)
+    before = weight_bytes(packed.denoiser)
+    assert weight_bytes(unpacked.denoiser) > smaller * before
+    generate(packed, settings)
+    assert weight_bytes(packed.denoiser) == before
+    assert "weight" in layer_of(variant, packed_site(packed))._buffers  # the simulated one keeps its own ready
+
+
+def packed_site(variant: Variant) -> str:
+    return next(name for name, placement in variant.placements.items() if placement.engine == "int8")
+
+
 # What is refused
+
+
+def test_packed_and_compiled_at_once(named):
+    with pytest.raises(EngineError, match="cannot be compiled; choose one"):
+        in_integers(named("minmax-w8a8"), compiled=True, packed=True)
 
 
 def test_a_variant_in_integers_is_not_converted_again(integer):
