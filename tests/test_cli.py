@@ -340,6 +340,20 @@ def test_benchmark_inference(tiny, tmp_path, capsys):
 
 
 @needs_int8
+def test_benchmark_clip(tiny, tmp_path, capsys):
+    out = tmp_path / "clip.json"
+    assert main(["benchmark", "clip", *tiny, "--repeats", "1", "--no-compile", "--json", "--out", str(out)]) == 0
+    result = strict_json(capsys.readouterr().out)
+    assert strict_json(out.read_text()) == result
+    sides = result["sides"]
+    assert list(sides) == ["fp32", "bf16", "simulated", "int8"]
+    assert result["ratio_int8_to_bf16"] == sides["int8"]["seconds"] / sides["bf16"]["seconds"]
+    assert result["ratio_int8_to_fp32"] == sides["int8"]["seconds"] / sides["fp32"]["seconds"]
+    assert sides["fp32"]["psnr_db_to_fp32"] is sides["simulated"]["psnr_db_to_simulated"] is None
+    assert sides["int8"]["psnr_db_to_simulated"] > 30
+
+
+@needs_int8
 @pytest.mark.parametrize("engine", ["int8", "int8-packed"])
 def test_compare_in_integers(clip, statistics_file, tmp_path, capsys, engine):
     options = ["--statistics", str(statistics_file), "--engine", engine, "--out", str(tmp_path / "out")]

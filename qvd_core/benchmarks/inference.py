@@ -117,7 +117,7 @@ def benchmark_inference(
     fastest = min((n for n in seconds if by_name[n].kind == "int8"), key=lambda n: seconds[n])
     on_stage("bare kernels")
     integer = in_integers(simulated[fastest.removeprefix("int8, ").removesuffix(", compiled")])
-    same = _cast(args, kwargs, _dtype(model))
+    same = cast(args, kwargs, _dtype(model))
     kernels = bare_kernels(integer.denoiser, same, repeats)
 
     def ratio(kind: str) -> float | None:
@@ -154,14 +154,16 @@ def _in_integers(variant: Variant, compiled: bool) -> nn.Module:
     return in_integers(variant, compiled=compiled).denoiser
 
 
-def _floating(model: VideoModel) -> list[Side]:
-    def in_format(dtype: torch.dtype, last: bool) -> nn.Module:
-        twin: Any = copy.deepcopy(model.denoiser).to(dtype)
-        formatted: nn.Module = twin.to(memory_format=torch.channels_last) if last else twin
-        return formatted
+def in_format(model: VideoModel, dtype: torch.dtype, channels_last: bool) -> nn.Module:
+    """A copy of the denoiser in another dtype, perhaps in another memory format."""
+    twin: Any = copy.deepcopy(model.denoiser).to(dtype)
+    formatted: nn.Module = twin.to(memory_format=torch.channels_last) if channels_last else twin
+    return formatted
 
+
+def _floating(model: VideoModel) -> list[Side]:
     return [
-        Side(f"{name}{', channels last' * last}", name, partial(in_format, dtype, last), dtype)
+        Side(f"{name}{', channels last' * last}", name, partial(in_format, model, dtype, last), dtype)
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
         for last in (False, True)
     ]
@@ -191,27 +193,31 @@ def _peers(model: VideoModel) -> list[Side]:
 
 
 def _compiled(make: Callable[[], nn.Module]) -> nn.Module:
-    denoiser: Any = make()
+    return compiled_denoiser(make())
+
+
+def compiled_denoiser(denoiser: Any) -> nn.Module:
+    """`denoiser` itself, which compiles at its first call."""
     denoiser.forward = Compiled(denoiser)
-    fresh: nn.Module = denoiser
-    return fresh
+    same: nn.Module = denoiser
+    return same
 
 
 def _dtype(model: VideoModel) -> torch.dtype:
     return next(model.denoiser.parameters()).dtype
 
 
-def _cast(args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype) -> Inputs:
-    """Arguments in `dtype`, but for the timestep."""
+def cast(args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype) -> Inputs:
+    """Arguments of a denoiser in `dtype`, but for the timestep."""
 
-    def cast(value: Any) -> Any:
+    def to(value: Any) -> Any:
         return value.to(dtype) if isinstance(value, Tensor) and value.dim() > 1 and value.is_floating_point() else value
 
-    return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
+    return tuple(map(to, args)), {name: to(value) for name, value in kwargs.items()}
 
 
 def _call(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype) -> Callable[[], Any]:
-    args, kwargs = _cast(args, kwargs, dtype)
+    args, kwargs = cast(args, kwargs, dtype)
 
     def call() -> Any:
         with torch.inference_mode():

@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     benchmark = add("benchmark", commands.benchmark, "Measure what calibration, searches and arithmetic cost here.")
-    benchmark.add_argument("what", choices=("calibration", "inference"))
+    benchmark.add_argument("what", choices=("calibration", "inference", "clip"))
     add_model_options(benchmark)
     benchmark.add_argument("--prompts", type=int, default=2, help="clips of each calibration (default: %(default)s)")
     benchmark.add_argument("--repeats", type=int, default=3, help="runs of each side (default: %(default)s)")
@@ -127,6 +127,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     benchmark.add_argument("--frames", type=int, default=8, help="of --full-size (default: %(default)s)")
     benchmark.add_argument("--size", type=int, default=256, help="pixels of --full-size (default: %(default)s)")
-    benchmark.add_argument("--recipes", default="", help="of inference, separated by commas (default: three at W8A8)")
-    benchmark.add_argument("--out", type=Path, help="also write an inference result to this .json file")
+    benchmark.add_argument("--recipes", default="", help="of inference, separated by commas; or of clip, one")
+    benchmark.add_argument("--out", type=Path, help="also write a result of inference or clip to this .json file")
     return parser

@@ -194,8 +194,8 @@ def benchmark(options: argparse.Namespace) -> tuple[Any, str]:
     for name in ("prompts", "repeats"):
         if getattr(options, name) < 1:
             raise QvdError(f"--{name} {getattr(options, name)} is out of range; choose 1 or more.")
-    measure = {"calibration": _benchmark_calibration, "inference": _benchmark_inference}[options.what]
-    return measure(options)
+    measures = {"calibration": _benchmark_calibration, "inference": _benchmark_inference, "clip": _benchmark_clip}
+    return measures[options.what](options)
 
 
 def _tell(stage: str) -> None:
@@ -228,11 +228,37 @@ def _benchmark_inference(options: argparse.Namespace) -> tuple[Any, str]:
         if options.recipes:
             choices["recipes"] = read_recipes(options.recipes)
         result = benchmark_inference(model, find_statistics(options, model, True), **choices)
-    if options.out:
-        with replacing(options.out) as scratch:
-            scratch.write_text(json.dumps(result, indent=2) + "\n")
+    _keep(options, result)
     lines = [f"one denoising step of {result['model']}, measured on {result['device']}"]
     lines += [f"  {1e3 * side['seconds']:9.1f} ms  {name}" for name, side in result["sides"].items()]
     lines += [f"  left out: {name}: {reason}" for name, reason in result["left_out"].items()]
     lines += [f"{name}: {value:.3f}" for name, value in result.items() if name.startswith("ratio") and value]
     return result, "\n".join(lines)
+
+
+def _benchmark_clip(options: argparse.Namespace) -> tuple[Any, str]:
+    from qvd_core.benchmarks.clip import RECIPE, benchmark_clip
+
+    model = load_model(options)
+    recipe = read_recipe(options.recipes) if options.recipes else RECIPE
+    result = benchmark_clip(
+        model,
+        find_statistics(options, model, recipe.needs_statistics),
+        recipe=recipe,
+        repeats=options.repeats,
+        compiled=not options.no_compile,
+        on_stage=_tell,
+    )
+    _keep(options, result)
+    lines = [f"a clip of {result['model']}, {result['recipe']}, measured on {result['device']}"]
+    for name, side in result["sides"].items():
+        distances = [f"{side[key]:.1f} dB to {key[11:]}" for key in side if key.startswith("psnr") and side[key]]
+        lines.append(f"  {side['seconds']:7.2f} s  {name:16}  {', '.join(distances)}")
+    lines += [f"{name}: {value:.3f}" for name, value in result.items() if name.startswith("ratio")]
+    return result, "\n".join(lines)
+
+
+def _keep(options: argparse.Namespace, result: Any) -> None:
+    if options.out:
+        with replacing(options.out) as scratch:
+            scratch.write_text(json.dumps(result, indent=2) + "\n")
