@@ -1,11 +1,12 @@
-"""A model hub on this machine's loopback address: enough of the protocol for `snapshot_download`.
+"""A model hub on this machine's loopback address: enough of the protocol for `snapshot_download` and `push_to_hub`.
 
-Repositories are folders of one revision each. Everything asked for is logged, so that tests can say what
-was, and what was not, downloaded.
+Repositories are folders of one revision each, which a push changes; to push needs `TOKEN`. Everything asked for
+is logged, so that tests can say what was, and what was not, downloaded.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -14,7 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
+
+TOKEN = "hf_of_the_loopback_hub"
 
 
 @dataclass
@@ -23,6 +27,7 @@ class LoopbackHub:
 
     Attributes:
         repositories: folder of each id.
+        new: where repositories that are created get their folders; None refuses to create any.
         gated: ids that answer like a repository whose terms nobody accepted.
         broken: ids whose weight files end before their announced length.
         requests: "METHOD path" of everything asked for.
@@ -30,6 +35,7 @@ class LoopbackHub:
     """
 
     repositories: dict[str, Path]
+    new: Path | None = None
     gated: frozenset[str] = frozenset()
     broken: frozenset[str] = frozenset()
     requests: list[str] = field(default_factory=list)
@@ -77,6 +83,47 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
+
+    def do_POST(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append(f"POST {path}")
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if path == "/api/validate-yaml":
+            return self._send_json({"errors": [], "warnings": []})
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self._send(401, b"", {"X-Error-Message": "Invalid username or password."}, True)
+        if path == "/api/repos/create" and self.hub.new is not None:
+            return self._create(json.loads(content))
+        *_, owner, name, verb, revision = path.split("/")
+        if f"{owner}/{name}" not in self.hub.repositories or revision != "main":
+            return self._send(404, b"", {"X-Error-Code": "RepoNotFound"}, True)
+        if verb == "preupload":
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
+                for file in json.loads(content)["files"]
+            ]
+            return self._send_json({"files": files})
+        return self._commit(f"{owner}/{name}", [json.loads(line) for line in content.splitlines()])
+
+    def _create(self, wanted: dict[str, str]) -> None:
+        repository = f"{wanted['organization']}/{wanted['name']}"
+        assert self.hub.new is not None
+        folder = self.hub.repositories.setdefault(repository, self.hub.new / wanted["name"])
+        folder.mkdir(parents=True, exist_ok=True)
+        self._send_json({"url": f"{self.hub.address}/{repository}", "name": repository, "id": "0"})
+
+    def _commit(self, repository: str, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            if line["key"] == "file":
+                file = self.hub.repositories[repository] / line["value"]["path"]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(base64.b64decode(line["value"]["content"]))
+        commit = self.hub.commit(repository)
+        url = f"{self.hub.address}/{repository}/commit/{commit}"
+        self._send_json({"commitUrl": url, "commitOid": commit, "success": True})
+
+    def _send_json(self, answer: object) -> None:
+        self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"}, True)
 
     def _answer(self, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)

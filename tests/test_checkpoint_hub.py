@@ -1,4 +1,4 @@
-"""Checkpoints by hub id, over a real connection to a hub on this machine, in a child process."""
+"""Checkpoints by hub id, down and up, over a real connection to a hub on this machine, in a child process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qvd_core.checkpoint import save
-from tests.loopback_hub import LoopbackHub, serve
+from tests.loopback_hub import TOKEN, LoopbackHub, serve
 
 # Loads the hub's checkpoints on top of the local model, and by diffusers, and prints what came of it.
 CHILD = """
@@ -39,6 +39,10 @@ def attempt(get):
     except QvdError as error:
         return f"{type(error).__name__}: {error}"
 
+def pushed():
+    UNetMotionModel.from_pretrained(sys.argv[2]).push_to_hub("tiny/pushed", token=sys.argv[3])
+    return UNetMotionModel.from_pretrained("tiny/pushed")
+
 print("ANSWER", json.dumps({
     "by-id": attempt(lambda: load_quantized("tiny/quantized", model).denoiser),
     "by-tag": attempt(lambda: load_quantized("tiny/quantized", model, revision="v1.0").denoiser),
@@ -46,6 +50,8 @@ print("ANSWER", json.dumps({
     "unknown": attempt(lambda: load_quantized("tiny/nothing", model).denoiser),
     "gated": attempt(lambda: load_quantized("tiny/gated", model).denoiser),
     "plain": attempt(lambda: load_quantized("tiny/plain", model).denoiser),
+    "pushed": attempt(pushed),
+    "pushed-on-top": attempt(lambda: load_quantized("tiny/pushed", model).denoiser),
 }))
 """
 
@@ -58,11 +64,12 @@ def answers(tiny_folder, named, tmp_path_factory):
     shutil.copy(folder / "diffusion_pytorch_model.safetensors", folder / "other.bin")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
     repositories = {"tiny/quantized": folder, "tiny/gated": folder, "tiny/plain": tiny_folder / "unet"}
-    with serve(LoopbackHub(repositories, gated=frozenset({"tiny/gated"}))) as hub:
+    created = tmp_path_factory.mktemp("created")
+    with serve(LoopbackHub(repositories, new=created, gated=frozenset({"tiny/gated"}))) as hub:
         environment |= {"HF_ENDPOINT": hub.address, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         environment |= {"PYTHONPATH": str(Path(__file__).parents[1]), "no_proxy": "127.0.0.1"}
         child = subprocess.run(
-            [sys.executable, "-c", CHILD, str(tiny_folder), str(folder)],
+            [sys.executable, "-c", CHILD, str(tiny_folder), str(folder), TOKEN],
             env=environment,
             capture_output=True,
             text=True,
@@ -71,7 +78,7 @@ def answers(tiny_folder, named, tmp_path_factory):
         )
         assert child.returncode == 0, child.stderr[-3000:]
         found = [line.removeprefix("ANSWER ") for line in child.stdout.splitlines() if line.startswith("ANSWER ")]
-        return json.loads(found[0]), hub.downloads("tiny/quantized")
+        return json.loads(found[0]), hub.downloads("tiny/quantized"), {path.name for path in created.glob("pushed/*")}
 
 
 @pytest.mark.parametrize("way", ["by-id", "by-tag", "diffusers"])
@@ -93,3 +100,9 @@ def test_what_is_no_checkpoint_is_refused(answers, case, reason):
 
 def test_only_its_two_files_are_downloaded(answers):
     assert answers[1] <= {"config.json", "diffusion_pytorch_model.safetensors"}
+
+
+@pytest.mark.parametrize("way", ["pushed", "pushed-on-top"])
+def test_what_diffusers_pushes_to_the_hub_comes_back(answers, way):
+    assert answers[0][way] is True
+    assert answers[2] == {"README.md", "config.json", "diffusion_pytorch_model.safetensors"}

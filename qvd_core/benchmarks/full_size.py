@@ -11,15 +11,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import nn
 
 from qvd_core.benchmarks.inference import benchmark_inference
 from qvd_core.device import pick_device
 from qvd_core.errors import QvdError, memory_errors
 from qvd_core.formats import ActivationFormat, WeightFormat
-from qvd_core.layers.inputs import StaticPerTensor
+from qvd_core.layers.inputs import OncePerInput, StaticPerTensor
 from qvd_core.layers.quantized import QuantizedLayer
 from qvd_core.models.catalog import ModelSpec
 from qvd_core.models.loader import VideoModel
+from qvd_core.models.sites import find_inputs
 from qvd_core.recipe import get_recipe
 from qvd_core.variant import Variant, share_structure
 
@@ -86,10 +88,15 @@ def _model() -> VideoModel:
 def _variant(model: VideoModel) -> Variant:
     """The named recipe with ranges made up, since nothing has been calibrated."""
     denoiser = share_structure(model.denoiser)
-    for site in model.sites:
-        layer: Any = denoiser.get_submodule(site.name)
-        quantizer = StaticPerTensor(torch.tensor([-4.0]), torch.tensor([4.0]), ActivationFormat(8))
-        parent, _, child = site.name.rpartition(".")
-        quantized = QuantizedLayer(layer, site.kind, WeightFormat(8), quantizer.to(layer.weight.device))
-        setattr(denoiser.get_submodule(parent), child, quantized)
+    kinds = {site.name: site.kind for site in model.sites}
+    for shared in find_inputs(model.denoiser, model.sites):
+        quantizer: nn.Module = StaticPerTensor(torch.tensor([-4.0]), torch.tensor([4.0]), ActivationFormat(8))
+        if len(shared.consumers) > 1:
+            quantizer = OncePerInput(quantizer, len(shared.consumers))
+        quantizer.to(model.device.name)
+        for name in shared.consumers:
+            parent, _, child = name.rpartition(".")
+            layer: Any = denoiser.get_submodule(name)
+            quantized = QuantizedLayer(layer, kinds[name], WeightFormat(8), quantizer)
+            setattr(denoiser.get_submodule(parent), child, quantized)
     return Variant(model, RECIPE, denoiser.eval())

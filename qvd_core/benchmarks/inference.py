@@ -23,7 +23,6 @@ from qvd_core.calibration.statistics import Statistics
 from qvd_core.engines.compiled import Compiled
 from qvd_core.engines.int8_layer import Int8Layer
 from qvd_core.engines.integer import in_integers
-from qvd_core.layers.tabulated import StepTable
 from qvd_core.models.loader import VideoModel
 from qvd_core.recipe import Recipe, get_recipe
 from qvd_core.variant import Variant, quantize
@@ -142,7 +141,7 @@ def benchmark_inference(
             for name, value in seconds.items()
         },
         "left_out": left_out,
-        "by_kind": seconds_by_kind(model.denoiser, integer.denoiser, same),
+        "by_kind": seconds_by_kind(integer, same),
         "model": model.spec.name,
         "device": str(model.device),
         "threads": torch.get_num_threads(),
@@ -270,14 +269,18 @@ def bare_kernels(denoiser: nn.Module, inputs: Inputs, repeats: int) -> float:
     return mathematics.median(seconds)
 
 
-def seconds_by_kind(floating: nn.Module, integer: nn.Module, inputs: Inputs) -> dict[str, dict[str, float]]:
+def seconds_by_kind(integer: Variant, inputs: Inputs) -> dict[str, dict[str, float]]:
     """Seconds of all layers of a kind in one step, in floating point and as the integer variant has them, eager."""
-    layers = {name: layer.kind for name, layer in integer.named_modules() if isinstance(layer, Int8Layer)}
-    tables = {name: "time path" for name, layer in integer.named_modules() if isinstance(layer, StepTable)}
+    kinds = {site.name: site.kind for site in integer.model.sites}
+    for name, placement in integer.placements.items():
+        if placement.engine == "table":
+            kinds[name] = "time path"
+        elif placement.engine != "int8":
+            del kinds[name]
     found: dict[str, dict[str, float]] = {}
-    for side, denoiser in (("floating point", floating), ("int8", integer)):
-        for name, seconds in _seconds_of(denoiser, [*layers, *tables], inputs).items():
-            row = found.setdefault({**layers, **tables}[name], {})
+    for side, denoiser in (("floating point", integer.model.denoiser), ("int8", integer.denoiser)):
+        for name, seconds in _seconds_of(denoiser, list(kinds), inputs).items():
+            row = found.setdefault(kinds[name], {})
             row[side] = row.get(side, 0.0) + seconds
     return found
 

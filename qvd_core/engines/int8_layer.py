@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qvd_core.layers.inputs import DynamicSplit, GridQuantizer, StaticSplit
+from qvd_core.layers.inputs import DynamicSplit, GridQuantizer, OncePerInput, StaticSplit
 from qvd_core.layers.quantized import QuantizedLayer
 
 
@@ -25,7 +25,7 @@ class Int8Layer(nn.Module):
     """A Linear or convolution whose products and sums are integers. Subclasses compute them on one device.
 
     Args:
-        layer: the quantized layer it computes.
+        layer: the quantized layer it computes, or several at once.
         codes: makes the codes of its input, possibly for several readers.
         quantizer: what these codes come from.
         channels: the input channels it reads of those `layer` has.
@@ -43,7 +43,7 @@ class Int8Layer(nn.Module):
 
     def __init__(
         self,
-        layer: QuantizedLayer,
+        layer: QuantizedLayer | Stacked,
         codes: nn.Module,
         quantizer: GridQuantizer,
         channels: slice = slice(None),
@@ -55,13 +55,13 @@ class Int8Layer(nn.Module):
         assert layer.weight_scale is not None
         assert layer.weight_zero_point is not None
         self.kind, self.codes, self.quantizer = layer.kind, codes, quantizer
-        self.weight = nn.Parameter(torch.empty(0, dtype=layer.weight.dtype), requires_grad=False)
+        self.weight = nn.Parameter(torch.empty(0, dtype=layer.dtype), requires_grad=False)
         for name in ("input_shift", "input_scale"):
             value = getattr(layer, name)
             self.register_buffer(name, None if value is None else value[channels])
         self.stride, self.padding, self.dilation, self.groups = [1, 1], [0, 0], [1, 1], 1
         self.pad_first = False
-        if layer.kind != "linear":
+        if isinstance(layer, QuantizedLayer) and layer.kind != "linear":
             self._read_geometry(layer)
         weights = codes_of_weights[:, channels]
         # All input channels of a part are on one grid.
@@ -151,6 +151,59 @@ class SplitLayer(nn.Module):
         return self.first(input[:, : self.split]) + self.rest(input[:, self.split :])
 
 
+class Stacked:
+    """Linear layers that read the same codes, as one layer with all their outputs: those of a `QuantizedLayer`."""
+
+    kind = "linear"
+    input_shift = input_scale = None
+
+    def __init__(self, layers: Sequence[QuantizedLayer]):
+        self.dtype = layers[0].dtype
+        self.codes = _joined([layer.codes for layer in layers])
+        self.weight_scale = _joined([layer.weight_scale for layer in layers])
+        self.weight_zero_point = _joined([layer.weight_zero_point for layer in layers])
+        rows = [layer.weight_shape[0] for layer in layers]
+        no_bias = self.weight_scale.new_zeros(max(rows))
+        biases = [no_bias[:n] if layer.bias is None else layer.bias for n, layer in zip(rows, layers, strict=True)]
+        self.bias = None if all(layer.bias is None for layer in layers) else _joined(biases)
+
+
+def _joined(tensors: Sequence[Tensor | None]) -> Tensor:
+    there = [tensor for tensor in tensors if tensor is not None]
+    assert len(there) == len(tensors)
+    return torch.cat(there)
+
+
+class Part(nn.Module):
+    """One of several layers whose outputs are one product, made for the first that is called."""
+
+    def __init__(self, together: OncePerInput, rows: slice):
+        super().__init__()
+        self.together, self.rows = together, rows
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """Empty, as that of the whole."""
+        weight: nn.Parameter = self.together.quantizer.weight
+        return weight
+
+    def forward(self, input: Tensor) -> Tensor:  # motion modules pass `input` by name
+        outputs: Tensor = self.together(input)
+        return outputs[..., self.rows]
+
+
+def int8_parts(engine: Any, layers: Sequence[QuantizedLayer], quantizer: GridQuantizer) -> list[nn.Module]:
+    """Int8 layers for linear ones that read the same tensor, on the same grid, and do not transform it."""
+    whole = engine.Layer(Stacked(layers), engine.Codes(quantizer), quantizer)
+    together, start = OncePerInput(whole, len(layers)), 0
+    parts: list[nn.Module] = []
+    for layer in layers:
+        stop = start + layer.weight_shape[0]
+        parts.append(Part(together, slice(start, stop)))
+        start = stop
+    return parts
+
+
 class PackedLayer(nn.Module):
     """An int8 layer that keeps its weights packed, and lays them out for the kernel anew in every call.
 
@@ -165,7 +218,7 @@ class PackedLayer(nn.Module):
         self.engine, self.layer, self.quantizer, self.codes = engine, layer, quantizer, codes
         self.weight = nn.Parameter(torch.empty(0, dtype=layer.dtype), requires_grad=False)
 
-    def forward(self, input: Tensor) -> Tensor:  # motion modules pass `input` by name
+    def forward(self, input: Tensor) -> Tensor:
         return int8_layer(self.engine, self.layer, self.quantizer, self.codes)(input)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from qvd_core.calibration.temporal_features import ADDED_EMBEDDINGS, sampler_timesteps
 from qvd_core.engines import cpu_int8, cuda_layer
 from qvd_core.engines.compiled import Compiled
-from qvd_core.engines.int8_layer import PackedLayer, centred_codes, int8_layer
+from qvd_core.engines.int8_layer import PackedLayer, centred_codes, int8_layer, int8_parts
 from qvd_core.errors import CalibrationError, EngineError, memory_errors
 from qvd_core.formats import Tabulated
 from qvd_core.layers.clock import TableClock
@@ -84,6 +84,9 @@ class _Converter:
         layers = {site.name: self.denoiser.get_submodule(site.name) for site in self.variant.model.sites}
         reasons = {name: self._reason(layer) for name, layer in layers.items() if name not in tables}
         self._count_readers({name: layers[name] for name in reasons}, reasons)
+        parts = (
+            {} if self.packed else self._parts({name: layers[name] for name, reason in reasons.items() if not reason})
+        )
         placements = {}
         for name, layer in layers.items():
             reason = reasons.get(name)
@@ -92,7 +95,7 @@ class _Converter:
             elif reason is not None:
                 new, placements[name] = layer, Placement("floating point", reason)
             else:
-                new, placements[name] = self._int8(layer), Placement("int8")
+                new, placements[name] = parts.get(name) or self._int8(layer), Placement("int8")
             if new is not layer:
                 parent, _, child = name.rpartition(".")
                 setattr(self.denoiser.get_submodule(parent), child, new)
@@ -132,6 +135,19 @@ class _Converter:
         simulated = Counter(id(own) for name, own in shared.items() if reasons[name] is not None)
         for own in shared.values():
             own.readers = simulated[id(own)] or own.readers
+
+    def _parts(self, layers: dict[str, Any]) -> dict[str, nn.Module]:
+        """Of layers in int8, those that can be computed together, such as q, k and v: fewer and larger products."""
+        readers: dict[int, list[str]] = {}
+        for name, layer in layers.items():
+            readers.setdefault(id(layer.quantize_input), []).append(name)
+        parts: dict[str, nn.Module] = {}
+        for names in readers.values():
+            together = [layers[name] for name in names]
+            if len(names) > 1 and all(_plain_linear(layer) for layer in together):
+                quantizer: Any = _own(together[0].quantize_input)
+                parts |= zip(names, int8_parts(self.engine, together, quantizer), strict=True)
+        return parts
 
     def _int8(self, layer: Any) -> nn.Module:
         quantizer = _own(layer.quantize_input)
@@ -205,6 +221,10 @@ class _Converter:
             for hook in watched:
                 hook.remove()
         return {name: torch.cat(outputs) for name, outputs in rows.items()}
+
+
+def _plain_linear(layer: Any) -> bool:
+    return layer.kind == "linear" and layer.input_shift is None and layer.input_scale is None
 
 
 def _own(quantize_input: Any) -> nn.Module:

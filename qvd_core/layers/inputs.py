@@ -192,6 +192,8 @@ def _along(grid: Grid, dimensions: int, axis: int, repeats: int) -> Grid:
 class OncePerInput(nn.Module):
     """Quantizes a tensor that several layers read, such as q, k and v, for the first of them only.
 
+    Or does anything else that they all would do with it: `quantizer` is any module of one input.
+
     Each thread remembers its own last input, and what became of it until the last reader has come.
     """
 

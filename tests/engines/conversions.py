@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvd_core.engines.int8_layer import Int8Layer, PackedLayer, SplitLayer
+from qvd_core.engines.int8_layer import Int8Layer, PackedLayer, Part, SplitLayer
 from qvd_core.layers.tabulated import StepTable
 from qvd_core.recipe import TIME_PATH
 from qvd_core.variant import Variant
 from tests.closeness import assert_close
 from tests.variants import layer_of
 
-INT8 = (Int8Layer, SplitLayer, PackedLayer)
+INT8 = (Int8Layer, SplitLayer, PackedLayer, Part)
 
 
 def layers_at_work(variant: Variant, call: Any, names: list[str] | None = None) -> dict[str, tuple[Tensor, Tensor]]:

@@ -15,6 +15,7 @@ import torch
 from qvd_core.calibration.calibrate import calibrate
 from qvd_core.engines import cpu_int8
 from qvd_core.engines.cpu_int8 import Codes
+from qvd_core.engines.int8_layer import Int8Layer
 from qvd_core.engines.integer import in_integers
 from qvd_core.layers.inputs import OncePerInput
 from qvd_core.recipe import get_recipe
@@ -41,17 +42,38 @@ def four_steps(model):
     return calibrate(model, [PROMPT], steps=4), recorded_calls(model, PROMPT, steps=4)
 
 
-def made(codes: torch.nn.Module) -> list[weakref.ref]:
-    """All codes that will be made."""
+def made(module: torch.nn.Module) -> list[weakref.ref]:
+    """All codes, or all of anything else, that it will make."""
     tensors: list[weakref.ref] = []
-    codes.register_forward_hook(lambda _, args, output: tensors.append(weakref.ref(output[0])))
+
+    def note(_: torch.nn.Module, args: tuple[torch.Tensor], output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+        tensors.append(weakref.ref(output[0] if isinstance(output, tuple) else output))
+
+    module.register_forward_hook(note)
     return tensors
 
 
 @pytest.mark.parametrize("name", ["minmax-w8a8", "qvd-w8a8", "dynamic-w8a8"])
-def test_the_codes_of_what_several_layers_read_are_made_once(named, settings, name):
+def test_layers_that_read_the_same_are_one_product(named, settings, name):
     """q, k and v of a self-attention read one tensor, k and v of the text another; q of the text its own."""
     variant = in_integers(named(name))
+    own, text = layer_of(variant, SELF), layer_of(variant, TEXT)
+    assert own.to_q.together is own.to_k.together is own.to_v.together
+    assert text.to_k.together is text.to_v.together
+    assert isinstance(text.to_q, Int8Layer)
+    wholes = own.to_q.together.quantizer, text.to_k.together.quantizer
+    assert [whole.weight_count for whole in wholes] == [
+        sum(layer_of(variant.model, f"{where}.to_{letter}").weight.numel() for letter in letters)
+        for where, letters in ((SELF, "qkv"), (TEXT, "kv"))
+    ]
+    tensors = [made(module) for whole in wholes for module in (whole, whole.codes)]
+    generate(variant, settings)
+    assert [len(found) for found in tensors] == 4 * [settings.steps]
+
+
+@pytest.mark.parametrize("name", ["minmax-w8a8", "qvd-w4a8", "dynamic-w8a8"])
+def test_the_codes_of_packed_layers_are_made_once(named, settings, name):
+    variant = in_integers(named(name), packed=True)
     own, text = layer_of(variant, SELF), layer_of(variant, TEXT)
     assert own.to_q.codes is own.to_k.codes is own.to_v.codes
     assert text.to_k.codes is text.to_v.codes is not text.to_q.codes
@@ -77,8 +99,8 @@ def test_readers_that_stay_in_floating_point_are_not_waited_for(model, statistic
         recipe = recipe.override(f"{SELF}.to_{letter}", None, 8)
     variant = in_integers(quantize(model, recipe, statistics))
     attention = layer_of(variant, SELF)
-    codes, simulated = attention.to_v.codes, attention.to_q.quantize_input
-    tensors = made(codes.quantizer if floating == "q" else codes)
+    whole, simulated = attention.to_v, attention.to_q.quantize_input
+    tensors = made(whole.together.quantizer.codes if floating == "q" else whole.codes)
     restored: list[weakref.ref] = []
     simulated.quantizer.register_forward_hook(lambda _, args, output: restored.append(weakref.ref(output)))
     generate(variant, settings)
