@@ -18,13 +18,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from analysis.speed import as_markdown
 from qvd_core.errors import QvdError
+from qvd_core.metrics.frechet import bootstrap_interval
 from qvd_core.recipe import BITS, METHODS
 from qvd_core.storage import replacing
 
 DETAILS = {
-    "ssim": ("SSIM", 3),
+    "ssim": ("SSIM", 4),
     "latent_error": ("latent error", 3),
     "lpips": ("LPIPS (AlexNet)", 4),
     "fvd": ("FVD (I3D)", 1),
@@ -33,6 +36,21 @@ DETAILS = {
     "motion_smoothness": ("motion smoothness (RIFE)", 4),
 }
 """Measures of the second table, with their headings and digits."""
+
+FEWEST_PAIRS = 3
+PARTS = (
+    ("ranges of least error, not extremes", "minmax", "mse"),
+    ("a range per frame", "mse", "qvd-base"),
+    ("HTDQ on temporal features", "qvd-base", "qvd-htdq"),
+    ("the time path exact (control)", "qvd-base", "tabulated"),
+    ("SCRI's shift at temporal attention", "qvd-base", "qvd-shift"),
+    ("SCRI's scale there", "qvd-base", "qvd-scale"),
+    ("SCRI, both", "qvd-base", "qvd-scri"),
+    ("HTDQ and SCRI: QVD", "qvd-base", "qvd"),
+    ("QVD against all static ranges' extremes", "minmax", "qvd"),
+    ("QVD against a range per token", "dynamic", "qvd"),
+)
+"""What is changed from one method to another."""
 
 COSTS = ("weights, MB", "GBOPs per call", "search, s")
 
@@ -66,6 +84,30 @@ def details(rows: Mapping[str, Any], names: Sequence[str]) -> str:
         cells += [f"{rows[name]['costs'][cost]:.3g}" if cost in rows[name]["costs"] else "" for cost in costs]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def gains(rows: Mapping[str, Any]) -> str:
+    """What one change brings in dB of PSNR, as Markdown: the mean over clips that both methods made."""
+    widths = [f"w{w}a{a}" for w, a in BITS]
+    lines = ["| PSNR gained, dB | " + " | ".join(widths) + " |", "|---|" + "---:|" * len(widths)]
+    for label, before, after in PARTS:
+        cells = [_gain(rows.get(f"{before}-{bits}"), rows.get(f"{after}-{bits}")) for bits in widths]
+        if any(cells):
+            lines.append(f"| {label}: `{before}` → `{after}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _gain(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
+    if before is None or after is None:
+        return ""
+    first, second = before["psnr_by_clip"], after["psnr_by_clip"]
+    both = sorted(first.keys() & second.keys())
+    if len(both) < FEWEST_PAIRS:
+        return ""
+    difference = np.array([second[clip] - first[clip] for clip in both])
+    low, high = bootstrap_interval(np.mean, difference)
+    text = f"{difference.mean():+.2f} ± {(high - low) / 2:.2f}"
+    return f"**{text}**" if low > 0 or high < 0 else text
 
 
 def insert(text: str, path: Path, mark: str = "results") -> None:
@@ -114,7 +156,8 @@ def _insert_tables(tables: Sequence[Path], readme: Path) -> None:
         " clips. Frechet distances of so few clips are mostly bias: they order rows of this table, whose floor is the"
         " row of other seeds, and compare with nothing published."
     )
-    insert(f"{fidelity(rows)}\n\n{details(rows, names)}\n\n{note}", readme)
+    paired = "Clip by clip, what one change brings (bold where the interval leaves out zero):"
+    insert(f"{fidelity(rows)}\n\n{paired}\n\n{gains(rows)}\n\n{details(rows, names)}\n\n{note}", readme)
 
 
 def _value(rows: Mapping[str, Any], name: str, key: str) -> float | None:

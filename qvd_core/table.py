@@ -70,6 +70,7 @@ class Row:
         clips: how many; identical: of those, equal to their reference (left out of the mean PSNR,
             which is infinite for them).
         estimates: by key of `COLUMNS`; what could not be measured is absent.
+        psnr_by_clip: dB by number of the clip, so that rows can be compared clip by clip; without identical clips.
         latent_error_by_step: means over clips.
         caption: share of clips whose attribute is read back, by attribute.
         seconds_per_clip, search_seconds: medians, measured.
@@ -80,6 +81,7 @@ class Row:
     clips: int
     identical: int
     estimates: dict[str, Estimate]
+    psnr_by_clip: dict[int, float]
     latent_error_by_step: tuple[float, ...]
     caption: dict[str, float]
     seconds_per_clip: float
@@ -116,6 +118,9 @@ def _row(name: str, own: list[ClipResult], reference: Mapping[int, ClipResult]) 
         clips=len(own),
         identical=sum(r.measures.get("psnr_db") == math.inf for r in own),
         estimates=estimates,
+        psnr_by_clip={
+            r.number: r.measures["psnr_db"] for r in own if math.isfinite(r.measures.get("psnr_db", math.inf))
+        },
         latent_error_by_step=tuple(np.mean(curves, 0).tolist()) if curves else (),
         caption=caption,
         seconds_per_clip=float(np.median([r.seconds for r in own])),

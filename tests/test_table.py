@@ -45,6 +45,7 @@ def test_means_in_closed_form():
     assert (quantized.estimates["psnr_db"].value, quantized.estimates["psnr_db"].count) == (11.5, 2)
     assert quantized.estimates["caption"].value == pytest.approx(0.75)
     assert quantized.estimates["motion"].value == pytest.approx(0.5)
+    assert quantized.psnr_by_clip == {0: 10.0, 1: 13.0}
     assert quantized.latent_error_by_step == pytest.approx((0.2, 0.4))
     assert quantized.search_seconds == 2.0
 
