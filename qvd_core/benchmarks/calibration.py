@@ -1,19 +1,19 @@
 """What calibration, searches and simulation cost, as ratios to plain sampling measured in the same run.
 
-Alternating and by medians, since a machine's speed drifts. Peak memory is that of a fresh process for
-each side on a CPU, of the allocator on CUDA.
+Alternating and by medians, since a machine's speed drifts. Peak memory is that of the run itself in a fresh process for
+each side on a CPU, with all that is loaded and without what loading took; of the allocator on CUDA.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import statistics as mathematics
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from qvd_core.benchmarks.memory import bytes_before_and_at_most
 from qvd_core.benchmarks.timing import alternate, denoiser_inputs
 from qvd_core.calibration.calibrate import calibrate, calibration_prompts
 from qvd_core.calibration.statistics import Statistics
@@ -74,7 +74,7 @@ def benchmark_calibration(
         floating, simulated = alternate((call(model.denoiser), call(variant.denoiser)), 8 * repeats)
     result: dict[str, Any] = {
         "ratio_calibration_to_sampling": calibration / sampling,
-        "ratio_peak_memory": memory["calibration"] / memory["sampling"],
+        "ratio_peak_memory": _ratio(memory["calibration"], memory["sampling"]),
         "ratio_search_to_sampling": search / (sampling / prompts),
         "ratio_simulated_to_float": simulated / floating,
         "seconds": {
@@ -104,12 +104,14 @@ def benchmark_calibration(
     return result
 
 
-def _peak_memory(kind: str, model: VideoModel, prompts: list[str]) -> int:
-    """Bytes at most in use while sampling or calibrating `prompts`."""
+def _ratio(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one / other
+
+
+def _peak_memory(kind: str, model: VideoModel, prompts: list[str]) -> int | None:
+    """Bytes at most in use while sampling or calibrating `prompts`; None where that is not counted."""
     if model.device.name == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        _run(kind, model, prompts)
-        return torch.cuda.max_memory_allocated()
+        return _peak_of_run(kind, model, prompts)
     spec = model.spec
     source = (spec.name, None) if spec.name in CATALOG else (spec.source, spec.revision)
     context = multiprocessing.get_context("spawn")
@@ -117,13 +119,16 @@ def _peak_memory(kind: str, model: VideoModel, prompts: list[str]) -> int:
         return pool.apply(_peak_of_fresh_process, (kind, *source, prompts, torch.get_num_threads()))
 
 
-def _peak_of_fresh_process(kind: str, source: str, revision: str | None, prompts: list[str], threads: int) -> int:
-    import resource  # not on Windows
-
+def _peak_of_fresh_process(
+    kind: str, source: str, revision: str | None, prompts: list[str], threads: int
+) -> int | None:
     torch.set_num_threads(threads)
-    _run(kind, load(source, revision=revision, device="cpu"), prompts)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return _peak_of_run(kind, load(source, revision=revision, device="cpu"), prompts)
+
+
+def _peak_of_run(kind: str, model: VideoModel, prompts: list[str]) -> int | None:
+    found = bytes_before_and_at_most(lambda: _run(kind, model, prompts), model.device.name)
+    return None if found is None else found[1]
 
 
 def _run(kind: str, model: VideoModel, prompts: list[str]) -> None:

@@ -14,7 +14,13 @@ RESET_PEAK = "5"  # to clear_refs: VmHWM starts anew from what is resident
 
 
 def transient_bytes(call: Callable[[], Any], device: str) -> int | None:
-    """Bytes in use at most during `call`, less those in use before; results that are dropped count, weights do not.
+    """Bytes in use at most during `call`, less those in use before; see `bytes_before_and_at_most`."""
+    found = bytes_before_and_at_most(call, device)
+    return None if found is None else found[1] - found[0]
+
+
+def bytes_before_and_at_most(call: Callable[[], Any], device: str) -> tuple[int, int] | None:
+    """Bytes in use before `call`, and at most during it.
 
     On CUDA as its allocator counts. On a CPU as the system counts resident pages, to some 100 kB, after the C library
     has given back what it keeps for later; None where the system does not count a peak (anything but Linux).
@@ -25,16 +31,16 @@ def transient_bytes(call: Callable[[], Any], device: str) -> int | None:
         before = torch.cuda.memory_allocated()
         call()
         torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        return before, torch.cuda.max_memory_allocated()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda keep: 0)  # glibc's own
     try:
         trim(0)
         (PROCESS / "clear_refs").write_text(RESET_PEAK)
         before = _resident()["VmRSS"]
-        call()
-        return max(0, _resident()["VmHWM"] - before)
     except OSError:
         return None
+    call()
+    return before, max(before, _resident()["VmHWM"])
 
 
 def _resident() -> dict[str, int]:
