@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 FLOATING = ("fp32", "bf16")
-HEADINGS = ("one denoising step", "ms", "weights held, MB", "beside them at most, MB")
+HEADINGS = ("One denoising step", "ms, measured", "Weights held, MB", "Beside them at most, MB")
 
 
 @dataclass(frozen=True, eq=False)
