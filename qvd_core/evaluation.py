@@ -20,6 +20,7 @@ import numpy as np
 
 from qvd_core import __version__
 from qvd_core.calibration.statistics import Statistics
+from qvd_core.device import pick_device
 from qvd_core.errors import QvdError
 from qvd_core.metrics.networks import MetricUnavailable, find
 from qvd_core.models.loader import VideoModel
@@ -173,12 +174,20 @@ def evaluate(
 
 
 def other_processes(device: str) -> Any:
-    """The processes `accelerate launch` or `torchrun` started this one among, as PartialState; None if alone."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    """The processes `accelerate launch` or `torchrun` started this one among, as PartialState; None if alone.
+
+    Raises:
+        QvdError: the others cannot be found, so that all would do the same work.
+    """
+    count = int(os.environ.get("WORLD_SIZE", 1))
+    if count == 1:
         return None
     from accelerate import PartialState
 
-    return PartialState(cpu=device == "cpu")
+    found = PartialState(cpu=pick_device(device).name == "cpu")
+    if found.num_processes != count:
+        raise QvdError(f"This is one of {count} processes, but accelerate finds {found.num_processes}.")
+    return found
 
 
 def evaluate_together(

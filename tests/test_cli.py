@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import accelerate
 import imageio.v2 as imageio
 import pytest
 
@@ -294,18 +297,27 @@ def test_allocate_by_measuring(allocate, measured, words, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_two_processes_make_the_table_of_one(tiny_folder, statistics_file, tmp_path):
-    options = ["evaluate", "--model", str(tiny_folder), "--device", "cpu", "--clips", "3", "--steps", "1"]
+    """Also where nobody says that they are to run on the CPU."""
+    options = ["evaluate", "--model", str(tiny_folder), "--clips", "3", "--steps", "1"]
     options += ["--recipes", "minmax-w8a8", "--statistics", str(statistics_file)]
     # Not `accelerate launch --cpu`, which starts one process whatever it is told; what it sets up on GPUs is this.
     together = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command = [*together, "-m", "qvd_core", *options, "--out", str(tmp_path / "two.json")]
-    done = subprocess.run(command, check=True, timeout=300, capture_output=True, text=True)
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, check=True, timeout=300, capture_output=True, text=True, env=environment)
     assert "process 1 of 2" in done.stderr
     assert "process 2 of 2" in done.stderr
-    assert main([*options, "--out", str(tmp_path / "one.json")]) == 0
+    assert main([*options, "--device", "cpu", "--out", str(tmp_path / "one.json")]) == 0
     one, two = (strict_json((tmp_path / name).read_text())["rows"] for name in ("one.json", "two.json"))
     assert [row["recipe"] for row in one] == [row["recipe"] for row in two]
     assert [row["estimates"] for row in one] == [row["estimates"] for row in two]
+
+
+def test_a_process_that_cannot_find_the_others_does_not_do_their_work_too(monkeypatch, tiny, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(accelerate, "PartialState", lambda cpu: SimpleNamespace(num_processes=1))
+    assert main(["evaluate", *tiny, "--clips", "1"]) == 1
+    assert "one of 2 processes, but accelerate finds 1" in capsys.readouterr().err
 
 
 def test_benchmark_calibration(tiny, capsys):
