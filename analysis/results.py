@@ -57,7 +57,7 @@ COSTS = ("weights, MB", "GBOPs per call", "search, s")
 
 def fidelity(rows: Mapping[str, Any]) -> str:
     """PSNR to the same-seed reference, methods by bits, as Markdown; the best of each column is bold."""
-    widths = [f"w{w}a{a}" for w, a in BITS]
+    widths = _widths(rows)
     best = {
         bits: max((_value(rows, f"{method}-{bits}", "psnr_db") or -math.inf) for method in METHODS) for bits in widths
     }
@@ -71,6 +71,12 @@ def fidelity(rows: Mapping[str, Any]) -> str:
         if any(cells):
             lines.append(f"| `{method}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _widths(rows: Mapping[str, Any]) -> list[str]:
+    """The bits there are rows of."""
+    widths = [f"w{w}a{a}" for w, a in BITS]
+    return [bits for bits in widths if any(name.endswith(f"-{bits}") for name in rows)]
 
 
 def details(rows: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -88,7 +94,7 @@ def details(rows: Mapping[str, Any], names: Sequence[str]) -> str:
 
 def gains(rows: Mapping[str, Any]) -> str:
     """What one change brings in dB of PSNR, as Markdown: the mean over clips that both methods made."""
-    widths = [f"w{w}a{a}" for w, a in BITS]
+    widths = _widths(rows)
     lines = ["| PSNR gained, dB | " + " | ".join(widths) + " |", "|---|" + "---:|" * len(widths)]
     for label, before, after in PARTS:
         cells = [_gain(rows.get(f"{before}-{bits}"), rows.get(f"{after}-{bits}")) for bits in widths]
@@ -148,7 +154,7 @@ def _insert_tables(tables: Sequence[Path], readme: Path) -> None:
                 rows[row["recipe"]] = row
     fewest = min(row["clips"] for row in rows.values())
     others = [name for name in rows if not any(name.startswith(f"{method}-w") for method in METHODS)]
-    shown = ("minmax", "dynamic", "mse", "qvd-base", "qvd")
+    shown = ("minmax", "dynamic", "smoothquant", "mse", "qvd-base", "qvd")
     headline = [f"{method}-w{w}a{a}" for w, a in BITS[:3] for method in shown]
     names = [*others, *(name for name in headline if name in rows)]
     note = (
