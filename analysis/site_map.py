@@ -134,16 +134,18 @@ def _coverage(statistics: Statistics, site: str, symmetric: bool) -> np.ndarray:
 
 def _disparity(statistics: Statistics, site: str) -> np.ndarray:
     widths = (statistics.high[site] - statistics.low[site]).numpy()
-    median = np.median(widths, axis=1)
+    ordered = np.sort(widths, axis=1)  # several times faster than np.median, which selects
+    median = (ordered[:, (widths.shape[1] - 1) // 2] + ordered[:, widths.shape[1] // 2]) / 2
     return np.where(median > 0, widths.max(1) / np.where(median > 0, median, 1), np.nan)
 
 
 def _skewness(statistics: Statistics, site: str) -> np.ndarray:
     x = statistics.tokens[site].double().flatten(1).numpy()
     centred = x - x.mean(1, keepdims=True)
-    deviation = np.sqrt((centred**2).mean(1))
+    squares = centred * centred  # products: numpy's powers are many times slower
+    deviation = np.sqrt(squares.mean(1))
     with np.errstate(divide="ignore", invalid="ignore"):
-        by_row = np.where(deviation > 0, (centred**3).mean(1) / deviation**3, np.nan)
+        by_row = np.where(deviation > 0, (squares * centred).mean(1) / deviation**3, np.nan)
     return _of_every_step(statistics, site, by_row)
 
 
