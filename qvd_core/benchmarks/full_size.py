@@ -66,6 +66,7 @@ def benchmark_full_size(
             inputs=inputs,
             repeats=repeats,
             compiled=compiled,
+            one_at_a_time=True,
             on_stage=on_stage,
         ) | {"frames": frames, "size": size}
 
@@ -98,5 +99,6 @@ def _variant(model: VideoModel) -> Variant:
             parent, _, child = name.rpartition(".")
             layer: Any = denoiser.get_submodule(name)
             quantized = QuantizedLayer(layer, kinds[name], WeightFormat(8), quantizer)
+            quantized.keep_packed()  # never computed, only converted
             setattr(denoiser.get_submodule(parent), child, quantized)
     return Variant(model, RECIPE, denoiser.eval())

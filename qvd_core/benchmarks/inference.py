@@ -7,10 +7,11 @@ memory format and the compiler that suit them best; ratios are to the best of ea
 from __future__ import annotations
 
 import copy
+import gc
 import statistics as mathematics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from qvd_core.calibration.statistics import Statistics
 from qvd_core.engines.compiled import Compiled
 from qvd_core.engines.int8_layer import Int8Layer
 from qvd_core.engines.integer import in_integers
+from qvd_core.errors import EngineError
 from qvd_core.models.loader import VideoModel
 from qvd_core.recipe import Recipe, get_recipe
 from qvd_core.variant import Variant, quantize
@@ -59,6 +61,7 @@ def benchmark_inference(
     compiled: bool = True,
     inputs: Inputs | None = None,
     variants: dict[str, Variant] | None = None,
+    one_at_a_time: bool = False,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> dict[str, Any]:
     """Measure one denoising step of `model` in floating point, in int8 and by other libraries.
@@ -71,14 +74,17 @@ def benchmark_inference(
         compiled: also every side under torch.compile, which takes minutes.
         inputs: the arguments of the call; None for those of the model's default clip.
         variants: by recipe, variants that are there already.
+        one_at_a_time: build and measure each side in turn with the int8 variant of the last recipe alone, and drop it
+            again: for models of which memory does not hold all sides at once.
         on_stage: told what happens next; may raise to cancel.
 
     Returns:
-        "sides": by name, kind, median seconds, bytes of weights and the bytes that a step takes at most beside them
-        (see `transient_bytes`); "left_out": by name, why a side is missing;
-        "ratio_int8_to_fp32", "ratio_int8_to_best_bf16", "ratio_int8_to_torchao", "ratio_int8_to_quanto" (best
-        against best; None where one is missing) and "ratio_int8_to_bare_kernels", the step against the sum of its
-        int8 kernels alone; "by_kind", seconds of all layers of a kind, in floating point and in int8, eager.
+        "sides": by name, kind, median seconds, those of the int8 side that was measured in turn with it, bytes of
+        weights and the bytes that a step takes at most beside them (see `transient_bytes`); "left_out": by name, why
+        a side is missing; "ratio_int8_to_fp32", "ratio_int8_to_best_bf16", "ratio_int8_to_torchao",
+        "ratio_int8_to_quanto" (best against best; None where one is missing) and "ratio_int8_to_bare_kernels", the
+        step against the sum of its int8 kernels alone; "by_kind", seconds of all layers of a kind, in floating point
+        and in int8, eager.
 
     Raises:
         EngineError: this machine has no integer arithmetic worth measuring.
@@ -93,60 +99,105 @@ def benchmark_inference(
         for fuse in (False, True) if compiled else (False,):
             make = partial(_in_integers, variant, fuse)
             sides.append(Side(f"int8, {name}{', compiled' * fuse}", "int8", make, _dtype(model)))
-    calls, left_out, held = {}, {}, {}
-    for side in sides:
-        on_stage(side.name)
-        try:
-            denoiser = side.make()
-            call = _call(denoiser, args, kwargs, side.dtype)
-            call()
-        except Exception as error:  # of other libraries and compilers, in many ways
-            left_out[side.name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            continue
-        calls[side.name], held[side.name] = call, weight_bytes(denoiser)
-    on_stage("all of them in turn")
-    seconds = dict(zip(calls, alternate(tuple(calls.values()), repeats), strict=True))
-    on_stage("memory")
-    beside = {name: transient_bytes(call, model.device.name) for name, call in calls.items()}
-    by_name = {side.name: side for side in sides}
-    best: dict[str, float] = {}
-    for name, value in seconds.items():
-        kind = by_name[name].kind
-        best[kind] = min(value, best.get(kind, value))
-    fastest = min((n for n in seconds if by_name[n].kind == "int8"), key=lambda n: seconds[n])
+    rounds = _Rounds((args, kwargs), repeats, model.device.name, on_stage)
+    measured = (rounds.each_with_int8 if one_at_a_time else rounds.all_in_turn)(sides)
+    fastest = min((name for name, side in measured.items() if side.kind == "int8"), key=lambda n: measured[n].seconds)
+    int8 = measured[fastest].seconds
     on_stage("bare kernels")
     integer = in_integers(simulated[fastest.removeprefix("int8, ").removesuffix(", compiled")])
     same = cast(args, kwargs, _dtype(model))
     kernels = bare_kernels(integer.denoiser, same, repeats)
 
     def ratio(kind: str) -> float | None:
-        return best["int8"] / best[kind] if kind in best else None
+        """To the best of that kind."""
+        return max((side.int8_seconds / side.seconds for side in measured.values() if side.kind == kind), default=None)
 
     return {
         "ratio_int8_to_fp32": ratio("fp32"),
         "ratio_int8_to_best_bf16": ratio("bf16"),
         "ratio_int8_to_torchao": ratio("torchao"),
         "ratio_int8_to_quanto": ratio("quanto"),
-        "ratio_int8_to_bare_kernels": best["int8"] / kernels,
+        "ratio_int8_to_bare_kernels": int8 / kernels,
         "fastest_int8": fastest,
         "bare_kernels_seconds": kernels,
         "placements": integer.arithmetic,
-        "sides": {
-            name: {
-                "kind": by_name[name].kind,
-                "seconds": value,
-                "weight_bytes": held[name],
-                "step_bytes": beside[name],
-            }
-            for name, value in seconds.items()
-        },
-        "left_out": left_out,
+        "sides": {name: asdict(side) for name, side in measured.items()},
+        "left_out": rounds.left_out,
         "by_kind": seconds_by_kind(integer, same),
         "model": model.spec.name,
         "device": str(model.device),
         "threads": torch.get_num_threads(),
         "repeats": repeats,
     }
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What is known of one side; `int8_seconds` of the int8 side it was measured in turn with."""
+
+    kind: str
+    seconds: float
+    int8_seconds: float
+    weight_bytes: int
+    step_bytes: int | None
+
+
+class _Rounds:
+    """How sides are measured; `left_out` says by name why one was not."""
+
+    def __init__(self, inputs: Inputs, repeats: int, device: str, on_stage: Callable[[str], None]):
+        self.inputs, self.repeats, self.device, self.on_stage = inputs, repeats, device, on_stage
+        self.left_out: dict[str, str] = {}
+
+    def all_in_turn(self, sides: Sequence[Side]) -> dict[str, _Measured]:
+        """All sides in every round."""
+        ready = {side: found for side in sides if (found := self._ready(side)) is not None}
+        self.on_stage("all of them in turn")
+        seconds = dict(zip(ready, alternate(tuple(call for call, _ in ready.values()), self.repeats), strict=True))
+        int8 = min((value for side, value in seconds.items() if side.kind == "int8"), default=None)
+        if int8 is None:
+            raise self._no_int8()
+        self.on_stage("memory")
+        return {
+            side.name: _Measured(side.kind, seconds[side], int8, held, transient_bytes(call, self.device))
+            for side, (call, held) in ready.items()
+        }
+
+    def each_with_int8(self, sides: Sequence[Side]) -> dict[str, _Measured]:
+        """Every side in rounds of its own with the last int8 side that can be built; no more than two are held."""
+        ours = reversed([side for side in sides if side.kind == "int8"])
+        base, found = next(((side, found) for side in ours if (found := self._ready(side))), (None, None))
+        if base is None or found is None:
+            raise self._no_int8()
+        int8_call, int8_held = found
+        measured: dict[str, _Measured] = {}
+        for side in sides:
+            if side is base or side.name in self.left_out or (found := self._ready(side)) is None:
+                continue
+            call, held = found
+            int8, seconds = alternate((int8_call, call), self.repeats)
+            measured[side.name] = _Measured(side.kind, seconds, int8, held, transient_bytes(call, self.device))
+            del call, found
+            gc.collect()
+        int8 = mathematics.median(side.int8_seconds for side in measured.values())
+        measured[base.name] = _Measured("int8", int8, int8, int8_held, transient_bytes(int8_call, self.device))
+        return measured
+
+    def _ready(self, side: Side) -> tuple[Callable[[], Any], int] | None:
+        """Its call, warm, and the bytes of its weights; None if it cannot be built or run."""
+        self.on_stage(side.name)
+        try:
+            denoiser = side.make()
+            call = _call(denoiser, *self.inputs, side.dtype)
+            call()
+        except Exception as error:  # of other libraries and compilers, in many ways
+            self.left_out[side.name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            return None
+        return call, weight_bytes(denoiser)
+
+    def _no_int8(self) -> EngineError:
+        reasons = [f"{name}: {reason}" for name, reason in self.left_out.items() if name.startswith("int8")]
+        return EngineError(f"Nothing is computed in int8 here. {'; '.join(reasons)}")
 
 
 def _in_integers(variant: Variant, compiled: bool) -> nn.Module:
@@ -230,10 +281,9 @@ def weight_bytes(denoiser: nn.Module) -> int:
     sizes: dict[int, int] = {}
     for module in denoiser.modules():
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            if tensor.layout is torch.strided:  # those of oneDNN are counted below
-                sizes[id(tensor)] = _bytes(tensor)
-        if isinstance(module, Int8Layer):
-            sizes[id(module)] = module.weight_count
+            sizes[id(tensor)] = _bytes(tensor)
+        if isinstance(module, Int8Layer):  # in an order that may be a kernel's own
+            sizes[id(module.prepared)] = module.weight_count
     return sum(sizes.values())
 
 

@@ -194,7 +194,7 @@ class Part(nn.Module):
 
 def int8_parts(engine: Any, layers: Sequence[QuantizedLayer], quantizer: GridQuantizer) -> list[nn.Module]:
     """Int8 layers for linear ones that read the same tensor, on the same grid, and do not transform it."""
-    whole = engine.Layer(Stacked(layers), engine.Codes(quantizer), quantizer)
+    whole = engine.new_layer(Stacked(layers), engine.Codes(quantizer), quantizer)
     together, start = OncePerInput(whole, len(layers)), 0
     parts: list[nn.Module] = []
     for layer in layers:
@@ -226,16 +226,16 @@ def int8_layer(engine: Any, layer: QuantizedLayer, quantizer: nn.Module, codes: 
     """The int8 layer that computes `layer`.
 
     Args:
-        engine: the module of a device, with its `Codes` and `Layer`.
+        engine: the module of a device, with its `Codes` and `new_layer`.
         quantizer: of the layer's own input.
         codes: what makes its codes, if that is shared with other layers.
     """
     if not isinstance(quantizer, (StaticSplit, DynamicSplit)):
-        whole: nn.Module = engine.Layer(layer, codes or engine.Codes(quantizer), quantizer)
+        whole: nn.Module = engine.new_layer(layer, codes or engine.Codes(quantizer), quantizer)
         return whole
     parts = [slice(quantizer.split), slice(quantizer.split, None)]
     first, rest = (
-        engine.Layer(layer, engine.Codes(own), own, channels=part, biased=not number)
+        engine.new_layer(layer, engine.Codes(own), own, channels=part, biased=not number)
         for number, (part, own) in enumerate(zip(parts, quantizer.parts(), strict=True))
     )
     return SplitLayer(first, rest, quantizer.split)

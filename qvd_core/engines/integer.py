@@ -34,7 +34,7 @@ from qvd_core.recipe import TIME_PATH
 from qvd_core.variant import Placement, Variant, shared_tensors
 
 ENGINES: dict[str, Any] = {"cpu": cpu_int8, "cuda": cuda_layer}
-"""By device, the module with its `unavailable`, `takes`, `Codes` and `Layer`."""
+"""By device, the module with its `unavailable`, `takes`, `Codes` and `new_layer`."""
 
 
 def in_integers(variant: Variant, *, compiled: bool = False, packed: bool = False) -> Variant:
