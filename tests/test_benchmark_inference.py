@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from qvd_core.benchmarks import inference
 from qvd_core.benchmarks.inference import benchmark_inference
@@ -64,6 +65,15 @@ def test_a_side_that_cannot_be_built_is_left_out_with_its_reason(model, statisti
     assert "bf16" in result["sides"]
 
 
+def test_a_processor_without_int8_is_told_before_anything_is_measured(model, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    stages: list[str] = []
+    with pytest.raises(EngineError, match="No integer arithmetic here: this CPU has no VNNI"):
+        benchmark_inference(model, on_stage=stages.append)
+    assert stages == []
+
+
+@needs_int8
 @pytest.mark.parametrize("one_at_a_time", [False, True])
 def test_without_any_int8_side_it_says_why(model, statistics, monkeypatch, one_at_a_time):
     def unavailable(*_, **__):

@@ -15,6 +15,7 @@ from torch import nn
 
 from qvd_core.benchmarks.inference import benchmark_inference
 from qvd_core.device import pick_device
+from qvd_core.engines.integer import engine_on
 from qvd_core.errors import QvdError, memory_errors
 from qvd_core.formats import ActivationFormat, WeightFormat
 from qvd_core.layers.inputs import OncePerInput, StaticPerTensor
@@ -46,12 +47,14 @@ def benchmark_full_size(
 
     Raises:
         QvdError: frames or size out of range.
+        EngineError: this machine has no integer arithmetic worth measuring.
         OutOfMemory: the weights do not fit.
     """
     if not 1 <= frames <= 32:
         raise QvdError(f"frames = {frames} is out of range; choose 1 to 32.")
     if size < 64 or size % 64:
         raise QvdError(f"size = {size} is no multiple of 64 pixels.")
+    engine_on(pick_device("auto").name)  # before a model is built in vain
     with memory_errors(NAME, "It needs some 12 GB."):
         on_stage("building the model")
         model = _model()

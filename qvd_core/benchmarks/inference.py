@@ -23,7 +23,7 @@ from qvd_core.benchmarks.timing import alternate, denoiser_inputs
 from qvd_core.calibration.statistics import Statistics
 from qvd_core.engines.compiled import Compiled
 from qvd_core.engines.int8_layer import Int8Layer
-from qvd_core.engines.integer import in_integers
+from qvd_core.engines.integer import engine_on, in_integers
 from qvd_core.errors import EngineError
 from qvd_core.models.loader import VideoModel
 from qvd_core.recipe import Recipe, get_recipe
@@ -87,8 +87,9 @@ def benchmark_inference(
         and in int8, eager.
 
     Raises:
-        EngineError: this machine has no integer arithmetic worth measuring.
+        EngineError: this machine has no integer arithmetic worth measuring, or no int8 side could be built.
     """
+    engine_on(model.device.name)  # before all that takes minutes
     args, kwargs = inputs or denoiser_inputs(model)
     variants = variants or {}
     simulated = {r.name: variants.get(r.name) or quantize(model, r, statistics) for r in recipes}

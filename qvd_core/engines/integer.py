@@ -37,6 +37,18 @@ ENGINES: dict[str, Any] = {"cpu": cpu_int8, "cuda": cuda_layer}
 """By device, the module with its `unavailable`, `takes`, `Codes` and `new_layer`."""
 
 
+def engine_on(device: str) -> Any:
+    """The int8 kernels of a device, "cpu" or "cuda".
+
+    Raises:
+        EngineError: it has none worth using.
+    """
+    engine = ENGINES[device]
+    if reason := engine.unavailable():
+        raise EngineError(f"No integer arithmetic here: {reason}. Keep to the simulated variant.")
+    return engine
+
+
 def in_integers(variant: Variant, *, compiled: bool = False, packed: bool = False) -> Variant:
     """The same variant in integer arithmetic, on the kernels of the device its model is on.
 
@@ -60,9 +72,7 @@ def in_integers(variant: Variant, *, compiled: bool = False, packed: bool = Fals
         raise EngineError(f"{variant.recipe.name} computes in {variant.engine} already; pass the simulated variant.")
     if compiled and packed:
         raise EngineError("Packed weights are unpacked in every call, which cannot be compiled; choose one.")
-    engine = ENGINES[variant.model.device.name]
-    if reason := engine.unavailable():
-        raise EngineError(f"No integer arithmetic here: {reason}. Keep to the simulated variant.")
+    engine = engine_on(variant.model.device.name)
     with memory_errors(f"the int8 weights of {variant.recipe.name}", "Drop another variant first."):
         return _Converter(variant, engine, packed).convert(compiled)
 

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,14 @@ from qvd_core.models.sites import Site, find_sites, has_site_map
 _LIBRARIES = ("diffusers", "transformers")
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*diffusion_pytorch_model*.safetensors", "*/model*.safetensors"]
 _HUB_UNUSED = ["*.fp16*", "*.bf16*", "*.non_ema*", "safety_checker/*"]  # the same again, and what is not used
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    return "should be kept in float32: []" not in record.getMessage()
+
+
+# diffusers 0.42 warns at every cast of modules that must not be cast, and lists none.
+logging.getLogger("diffusers.models.modeling_utils").addFilter(_says_something)
 
 
 @dataclass(eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -42,6 +43,20 @@ def test_a_loaded_model_is_ready_and_frozen(tiny_folder):
         assert not component.training
         assert not any(p.requires_grad for p in component.parameters())
         assert {p.dtype for p in component.parameters()} == {torch.float32}
+
+
+def test_loading_warns_of_nothing_when_there_is_nothing_to_warn_of(tiny_folder):
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logger = logging.getLogger("diffusers.models.modeling_utils")
+    logger.addHandler(handler)
+    try:
+        load(str(tiny_folder), device="cpu")
+        logger.warning("Something else.")
+    finally:
+        logger.removeHandler(handler)
+    assert [record.getMessage() for record in records] == ["Something else."]
 
 
 def test_every_weight_comes_from_the_files(tiny_folder, model):
