@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -256,12 +255,11 @@ def test_a_network_of_padded_convolutions_in_space_and_time(statistics, method):
 
     observers = {s.name: InputObserver(s.name, s.kind, 1, s.in_channels) for s in model.sites}
     watched = share_structure(unet)
-
-    def watch(observer, _, args, kwargs, output):
-        observer.take_in(observer.look_at(args[0] if args else kwargs["input"], 0))
-
     for name, observer in observers.items():
-        watched.get_submodule(name).register_forward_hook(partial(watch, observer), with_kwargs=True)
+        watched.get_submodule(name).register_forward_hook(
+            lambda _, args, kwargs, out, observer=observer: observer.observe(args[0] if args else kwargs["input"], 0),
+            with_kwargs=True,
+        )
     watched(*inputs)
     observed = Statistics(
         replace(statistics.run, fingerprint=model.fingerprint, steps=1),

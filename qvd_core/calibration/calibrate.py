@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvd_core.calibration.observer import InputObserver, Seen
+from qvd_core.calibration.observer import InputObserver
 from qvd_core.calibration.statistics import (
     ENTRIES,
     FRAME_EXTREMES,
@@ -83,7 +83,6 @@ def calibrate(
         watch.clip, watch.step = number, 0
 
         def step_ended(info: StepInfo, number: int = number) -> None:
-            watch.step_ended()
             watch.step = info.index + 1
             if on_step is not None:
                 on_step(number, len(plans), info)
@@ -117,7 +116,6 @@ class _Watch:
         self.steps, self.frames, self.clips = steps, frames, clips
         self.clip = self.step = 0  # now running
         self.observers: dict[str, InputObserver] = {}
-        self.seen: list[tuple[InputObserver, Seen]] = []  # in this step
         self.leaders: dict[str, str] = {}
         self.macs: dict[str, int] = {}
         self._first_inputs: list[tuple[weakref.ref[Tensor], str]] = []
@@ -138,18 +136,7 @@ class _Watch:
                 self._first_inputs.append((weakref.ref(x), name))
                 self.observers[name] = self._observer(name, x)
         if self.leaders[name] == name:
-            observer = self.observers[name]
-            self.seen.append((observer, observer.look_at(x, min(self.step, self.steps - 1), self.clip, self.clips)))
-
-    def step_ended(self) -> None:
-        """Take in what the step has shown: all at once is quicker than between layers, and a GPU waits once a step.
-
-        Raises:
-            CalibrationError: it contains NaN or infinite values.
-        """
-        for observer, seen in self.seen:
-            observer.take_in(seen)
-        self.seen.clear()
+            self.observers[name].observe(x, min(self.step, self.steps - 1), self.clip, self.clips)
 
     def _observer(self, name: str, x: Tensor) -> InputObserver:
         site = self.sites[name]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -12,44 +10,6 @@ from torch import Tensor
 
 from qvd_core.calibration.statistics import LARGEST_HALF, PAIRS, SEQUENCES, TOKENS, decode, encode
 from qvd_core.errors import CalibrationError
-
-DRAWN = 1024  # random numbers drawn at once: drawing a few takes as long
-
-
-class Picked(NamedTuple):
-    """Tokens of one input.
-
-    Attributes:
-        numbers: which tokens of the observer they may become.
-        places: where they were, as shares of the way through the input.
-        luck: in [0, 1), which decides whether they are kept.
-        tokens: [numbers, frames or 1, channels].
-    """
-
-    numbers: np.ndarray
-    places: np.ndarray
-    luck: np.ndarray
-    tokens: Tensor
-
-
-class Seen(NamedTuple):
-    """What is left of one input.
-
-    Attributes:
-        step, clip: when it was seen.
-        samples: length of its leading axis.
-        positions: how many tokens it is.
-        lows, highs: extremes, [frames or samples, channels].
-        picked: None in steps that keep no tokens.
-    """
-
-    step: int
-    clip: int
-    samples: int
-    positions: int
-    lows: Tensor
-    highs: Tensor
-    picked: Picked | None
 
 
 class InputObserver:
@@ -90,60 +50,60 @@ class InputObserver:
         self.tokens = torch.zeros(rows, count, frames if sequences else 1, channels)
         self.token_frames = torch.zeros(rows, count)
         self.count = 0
-        self._calls: Counter[int] = Counter()  # by step, of the clip now observed
+        self._calls = torch.zeros(steps, dtype=torch.long)  # of the clip now observed
         self._clip = 0
-        self._drawn = np.empty((0, 2))
         self._random = torch.Generator().manual_seed(crc32(site.encode()))
 
-    def look_at(self, x: Tensor, step: int, clip: int = 0, clips: int = 1) -> Seen:
-        """Reduce one input of the layer to what `take_in` needs, which may come later.
-
-        Args:
-            clip: of `clips`, which share the tokens evenly.
-        """
-        x = x.detach()
-        # Of every frame where the layer mixes them, of every sample else.
-        lows, highs = (x.amin(0), x.amax(0)) if self.mixes_frames else _extremes(x, self.linear)
-        numbers = range((clip - step) % clips, self.tokens.shape[1], clips)
-        picked = self._pick(x, numbers) if numbers and step % self.stride == 0 else None
-        return Seen(step, clip, len(x), x.numel() // self.low.shape[1], lows, highs, picked)
-
-    def take_in(self, seen: Seen) -> None:
-        """Widen the extremes and keep the tokens.
+    def observe(self, x: Tensor, step: int, clip: int = 0, clips: int = 1) -> None:
+        """Take in one input of the layer, of clip `clip` of `clips`, which share the tokens evenly.
 
         Raises:
-            CalibrationError: the input contained NaN or infinite values.
+            CalibrationError: it contains NaN or infinite values.
         """
-        step = seen.step
-        self.count += seen.positions
-        # NumPy, whose operations on little arrays begin several times sooner than torch's.
-        lows, highs = seen.lows.float().cpu().numpy(), seen.highs.float().cpu().numpy()
-        low, high = lows.min(0), highs.max(0)
+        x = x.detach()
+        self.count += x.numel() // self.low.shape[1]
+        # Of every frame where the layer mixes them, of every sample else: [N, channels].
+        extremes = (x.amin(0), x.amax(0)) if self.mixes_frames else _extremes(x, self.linear)
+        lows, highs = extremes[0].float(), extremes[1].float()
+        low, high = lows.amin(0).cpu(), highs.amax(0).cpu()
         # NaN propagates through the extremes, so they tell about every value.
-        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        if not (torch.isfinite(low).all() and torch.isfinite(high).all()):
             raise CalibrationError(
                 f"The input of {self.site} contains NaN or infinite values at step {step + 1};"
                 " the model itself is broken at this precision."
             )
-        _widen(self.low.numpy()[step], self.high.numpy()[step], low, high)
-        frames, channels = self.channel_frame_low.shape
+        torch.minimum(self.low[step], low, out=self.low[step])
+        torch.maximum(self.high[step], high, out=self.high[step])
         if self.by_frame or self.mixes_frames:
-            low, high = lows.reshape(-1, frames, channels).min(0), highs.reshape(-1, frames, channels).max(0)
-            _widen(self.channel_frame_low.numpy(), self.channel_frame_high.numpy(), low, high)
-        if self.by_frame:
-            _widen(self.frame_low.numpy()[step], self.frame_high.numpy()[step], low.min(1), high.max(1))
-        if seen.clip != self._clip:
-            self._clip = seen.clip
-            self._calls.clear()
+            self._observe_frames(lows, highs, step)
+        if clip != self._clip:
+            self._clip = clip
+            self._calls.zero_()
         self._calls[step] += 1
-        if seen.picked is None:
+        if step % self.stride:
             return
+        numbers = range((clip - step) % clips, self.tokens.shape[1], clips)
+        if not numbers:
+            return
+        drawn = torch.rand(len(numbers), 2, generator=self._random).tolist()
         # Of several calls in a step, such as with and without the prompt, each is kept equally often.
-        kept = seen.picked.luck * self._calls[step] < 1
-        row, numbers, places = step // self.stride, seen.picked.numbers[kept], seen.picked.places[kept]
-        self.tokens.numpy()[row, numbers] = seen.picked.tokens.float().cpu().numpy()[kept]
+        calls = int(self._calls[step])
+        kept = [(number, place) for number, (place, luck) in zip(numbers, drawn, strict=True) if luck * calls < 1]
+        if kept:
+            self._keep(x, step, *zip(*kept, strict=True))
+
+    def _observe_frames(self, low: Tensor, high: Tensor, step: int) -> None:
+        """Take in extremes [samples x frames, channels]."""
+        frames = len(self.channel_frame_low)
+        low, high = (
+            low.view(-1, frames, low.shape[-1]).amin(0).cpu(),
+            high.view(-1, frames, high.shape[-1]).amax(0).cpu(),
+        )
+        torch.minimum(self.channel_frame_low, low, out=self.channel_frame_low)
+        torch.maximum(self.channel_frame_high, high, out=self.channel_frame_high)
         if self.by_frame:
-            self.token_frames.numpy()[row, numbers] = (places * seen.samples).astype(int) % frames
+            torch.minimum(self.frame_low[step], low.amin(1), out=self.frame_low[step])
+            torch.maximum(self.frame_high[step], high.amax(1), out=self.frame_high[step])
 
     def finish(self) -> None:
         """Round all as a file keeps it, so that statistics from disk give the same variant."""
@@ -156,30 +116,25 @@ class InputObserver:
                 setattr(self, low, decode(both[0], bottom, top))
                 setattr(self, high, decode(both[1], bottom, top))
 
-    def _pick(self, x: Tensor, numbers: range) -> Picked:
-        """As many tokens as there are numbers, anywhere in the input."""
-        if len(self._drawn) < len(numbers):
-            self._drawn = np.vstack((self._drawn, torch.rand(DRAWN, 2, generator=self._random).double().numpy()))
-        (places, luck), self._drawn = self._drawn[: len(numbers)].T, self._drawn[len(numbers) :]
-        return Picked(np.array(numbers), places, luck, self._tokens_at(x, places))
-
-    def _tokens_at(self, x: Tensor, places: np.ndarray) -> Tensor:
-        """The tokens at `places`, shares of the way through the input."""
+    def _keep(self, x: Tensor, step: int, numbers: tuple[int, ...], places: tuple[float, ...]) -> None:
+        """Take the tokens at `places`, shares of the way through the input, as those of these numbers."""
         if self.sequences:
-            return x[torch.from_numpy((places * len(x)).astype(int))]
-        if self.linear:
+            tokens = x[[int(place * len(x)) for place in places]]
+        elif self.linear:
             rows = x.reshape(-1, x.shape[-1])
-            return rows[torch.from_numpy((places * len(rows)).astype(int))][:, None]
-        pixels = x[0, 0].numel()
-        sample, pixel = np.divmod((places * len(x) * pixels).astype(int), pixels)
-        index = tuple(map(torch.from_numpy, (sample, *np.unravel_index(pixel, x.shape[2:]))))
-        return x.movedim(1, -1)[index][:, None]
-
-
-def _widen(lows: np.ndarray, highs: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
-    """Extend ranges in place so that they hold these extremes."""
-    np.minimum(lows, low, out=lows)
-    np.maximum(highs, high, out=highs)
+            tokens = rows[[int(place * len(rows)) for place in places]][:, None]
+        else:
+            pixels = x[0, 0].numel()
+            found = [divmod(int(place * len(x) * pixels), pixels) for place in places]
+            where = np.unravel_index([pixel for _, pixel in found], x.shape[2:])
+            samples = [sample for sample, _ in found]
+            index = (samples, slice(None), *(axis.tolist() for axis in where))
+            tokens = x[index][:, None]
+        row = step // self.stride
+        self.tokens[row, list(numbers)] = tokens.float().cpu()
+        if self.by_frame:
+            frames = self.frame_low.shape[1]
+            self.token_frames[row, list(numbers)] = torch.tensor([int(p * len(x)) % frames for p in places]).float()
 
 
 def _extremes(x: Tensor, linear: bool) -> tuple[Tensor, Tensor]:

@@ -11,15 +11,11 @@ from qvd_core.errors import CalibrationError
 from tests.closeness import assert_same
 
 
-def observe(observer: InputObserver, x: torch.Tensor, step: int, clip: int = 0, clips: int = 1) -> None:
-    observer.take_in(observer.look_at(x, step, clip, clips))
-
-
 def test_extremes_of_steps_and_frames_are_rounded_outwards_and_those_of_the_run_exact():
     x = torch.randn(7, 10, 5, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 1e-3, 1e4, 0.0])
     observer = InputObserver("a", "linear", 7, 4, frames=5, mixes_frames=True)
     for step in range(7):
-        observe(observer, x[step], step)
+        observer.observe(x[step], step)
     observer.finish()
     assert_same(observer.low.amin(0), x.amin((0, 1, 2)), "low")
     assert_same(observer.high.amax(0), x.amax((0, 1, 2)), "high")
@@ -38,7 +34,7 @@ def test_extremes_of_steps_and_frames_are_rounded_outwards_and_those_of_the_run_
 def test_tokens_of_every_third_step():
     observer = InputObserver("a", "linear", 8, 2, tokens=1, stride=3)
     for step in range(8):
-        observe(observer, torch.full((5, 2), float(step)), step)
+        observer.observe(torch.full((5, 2), float(step)), step)
     assert observer.tokens[:, 0, 0, 0].tolist() == [0, 3, 6]
 
 
@@ -46,8 +42,8 @@ def test_observers_stream_extremes_by_channel_and_step():
     linear, conv = InputObserver("a", "linear", 2, 3), InputObserver("b", "conv2d", 2, 3)
     batches = torch.randn(3, 4, 5, 3, generator=torch.Generator().manual_seed(0))
     for x, step in zip(batches, (0, 1, 0), strict=True):
-        observe(linear, x, step)
-        observe(conv, x.permute(0, 2, 1)[..., None], step)
+        linear.observe(x, step)
+        conv.observe(x.permute(0, 2, 1)[..., None], step)
     for observer in (linear, conv):
         assert_same(observer.low[0], batches[[0, 2]].amin((0, 1, 2)), "first step")
         assert_same(observer.high[1], batches[1].amax((0, 1)), "second step")
@@ -69,7 +65,7 @@ def test_observers_stream_extremes_by_channel_and_step():
 def test_inputs_of_any_shape_are_observed(kind, shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     observer = InputObserver("a", kind, 1, 3)
-    observe(observer, x, 0)
+    observer.observe(x, 0)
     rows = x.reshape(-1, 3) if kind == "linear" else x.transpose(0, 1).reshape(3, -1).T
     assert_same(observer.low[0], rows.amin(0), "low")
     assert_same(observer.high[0], rows.amax(0), "high")
@@ -80,8 +76,8 @@ def test_inputs_of_any_shape_are_observed(kind, shape):
 def test_channels_last_images_are_observed_alike():
     x = torch.randn(6, 3, 5, 4, generator=torch.Generator().manual_seed(0))
     plain, last = (InputObserver("a", "conv2d", 1, 3, frames=3, by_frame=True) for _ in range(2))
-    observe(plain, x, 0)
-    observe(last, x.contiguous(memory_format=torch.channels_last), 0)
+    plain.observe(x, 0)
+    last.observe(x.contiguous(memory_format=torch.channels_last), 0)
     for kind in ENTRIES:
         assert_same(getattr(last, kind), getattr(plain, kind), kind)
 
@@ -92,7 +88,7 @@ def test_frames_repeat_along_the_leading_axis(kind, shape):
     observer = InputObserver("a", kind, 2, 3, frames=3, by_frame=True)
     batches = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     for x in batches:
-        observe(observer, x, 1)
+        observer.observe(x, 1)
     for frame in range(3):
         values = batches[:, [frame, 3 + frame]]
         assert observer.frame_low[1, frame] == values.min()
@@ -110,7 +106,7 @@ def test_tokens_know_their_frame():
         values = (torch.arange(6.0) % 3).view(shape)
         x = values.expand(6, 7, 2) if kind == "linear" else values.expand(6, 2, 5, 4)
         for step in range(50):
-            observe(observer, x, step)
+            observer.observe(x, step)
         assert_same(observer.tokens[:, :, 0, 0], observer.token_frames, kind)
         assert observer.token_frames.unique().tolist() == [0, 1, 2]
 
@@ -121,7 +117,7 @@ def test_tokens_are_spread_over_all_positions_and_differ_between_sites():
     for site in ("a", "b"):
         observer = InputObserver(site, "linear", 100, 1)
         for step in range(100):
-            observe(observer, x, step)
+            observer.observe(x, step)
         seen[site] = observer.tokens.flatten()
         assert 430 < seen[site].mean() < 570
         assert seen[site].min() < 50
@@ -135,7 +131,7 @@ def test_clips_share_the_tokens(clips):
     observer = InputObserver("a", "linear", 28, 1)
     for clip in range(clips):
         for step in range(28):
-            observe(observer, torch.full((5, 1), 1.0 + clip), step, clip, clips)
+            observer.observe(torch.full((5, 1), 1.0 + clip), step, clip, clips)
     counts = torch.bincount(observer.tokens.flatten().long(), minlength=clips + 1)
     assert counts[0] == 0
     assert counts[1:].max() - counts[1:].min() <= 1 + 28 * 4 // clips % 2
@@ -146,7 +142,7 @@ def test_of_several_calls_in_a_step_each_can_give_tokens():
     observer = InputObserver("a", "linear", 60, 1)
     for step in range(60):
         for call in (1.0, 2.0):
-            observe(observer, torch.full((5, 1), call), step)
+            observer.observe(torch.full((5, 1), call), step)
     assert observer.tokens.unique().tolist() == [1, 2]
 
 
@@ -154,7 +150,7 @@ def test_sequences_are_kept_whole():
     x = torch.arange(5.0 * 4 * 3).view(5, 4, 3)
     observer = InputObserver("a", "linear", 30, 3, frames=4, mixes_frames=True, sequences=True)
     for step in range(30):
-        observe(observer, x, step)
+        observer.observe(x, step)
     assert observer.tokens.shape == (30, 1, 4, 3)
     for sequence in observer.tokens[:, 0]:
         assert (x.half() == sequence.half()).all((1, 2)).any()
@@ -168,28 +164,12 @@ def test_observers_refuse_what_is_not_finite():
     x = torch.zeros(2, 3, 4, 4)
     x[1, 2, 3, 3] = float("nan")
     with pytest.raises(CalibrationError, match="conv_in contains NaN or infinite values at step 2"):
-        observe(observer, x, 1)
+        observer.observe(x, 1)
 
 
 def test_half_precision_is_observed_in_fp32():
     observer = InputObserver("a", "linear", 1, 2)
     x = torch.tensor([[1.0, -3.0], [2.0, 0.5]], dtype=torch.bfloat16)
-    observe(observer, x, 0)
+    observer.observe(x, 0)
     assert_same(observer.low, torch.tensor([[1.0, -3.0]]))
     assert_same(observer.high, torch.tensor([[2.0, 0.5]]))
-
-
-def test_what_was_seen_may_be_taken_in_later_and_needs_the_input_no_more():
-    x = torch.randn(3, 6, 5, 2, generator=torch.Generator().manual_seed(0))
-    at_once, later = (InputObserver("a", "linear", 3, 2, frames=3, by_frame=True) for _ in range(2))
-    waiting = []
-    for step in range(3):
-        observe(at_once, x[step], step)
-        own = x[step].clone()
-        waiting.append(later.look_at(own, step))
-        own.fill_(99)
-    for seen in waiting:
-        later.take_in(seen)
-    for kind in ENTRIES:
-        assert_same(getattr(later, kind), getattr(at_once, kind), kind)
-    assert later.count == at_once.count == 3 * 6 * 5
