@@ -34,7 +34,7 @@ def test_sides_measured_one_at_a_time_are_compared_with_the_int8_of_their_own_ro
 
 
 @needs_int8
-def test_sides_measured_one_at_a_time_are_dropped_again(model, statistics, monkeypatch):
+def test_sides_measured_one_at_a_time_run_in_rounds_of_two(model, statistics, monkeypatch):
     held: list[int] = []
     alternate = inference.alternate
 
@@ -63,6 +63,15 @@ def test_a_side_that_cannot_be_built_is_left_out_with_its_reason(model, statisti
     reason = "no such format"
     assert result["left_out"] == {"fp32, channels last": reason, "bf16, channels last": reason}
     assert "bf16" in result["sides"]
+
+
+@needs_int8
+def test_without_anything_to_compare_with_int8_is_measured_alone(model, statistics):
+    only = CHOICES | {"against": (), "recipes": CHOICES["recipes"][:1]}
+    result = benchmark_inference(model, statistics, one_at_a_time=True, **only)
+    assert list(result["sides"]) == ["int8, minmax-w8a8"]
+    assert result["sides"]["int8, minmax-w8a8"]["seconds"] > 0
+    assert result["ratio_int8_to_fp32"] is None
 
 
 def test_a_processor_without_int8_is_told_before_anything_is_measured(model, monkeypatch):

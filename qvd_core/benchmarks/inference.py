@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import gc
 import statistics as mathematics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qvd_core.benchmarks.layer_times import Inputs, bare_kernels, seconds_by_kind
 from qvd_core.benchmarks.memory import transient_bytes
 from qvd_core.benchmarks.timing import alternate, denoiser_inputs
 from qvd_core.calibration.statistics import Statistics
@@ -31,7 +31,6 @@ from qvd_core.variant import Variant, quantize
 
 KINDS = ("fp32", "bf16", "torchao", "quanto")
 RECIPES = tuple(map(get_recipe, ("minmax-w8a8", "qvd-w8a8", "dynamic-w8a8")))
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,8 @@ class _Rounds:
             measured[side.name] = _Measured(side.kind, seconds, int8, held, transient_bytes(call, self.device))
             del call, found
             gc.collect()
-        int8 = mathematics.median(side.int8_seconds for side in measured.values())
+        found_beside = [side.int8_seconds for side in measured.values()]
+        int8 = mathematics.median(found_beside or alternate((int8_call,), self.repeats))
         measured[base.name] = _Measured("int8", int8, int8, int8_held, transient_bytes(int8_call, self.device))
         return measured
 
@@ -293,66 +293,3 @@ def _bytes(tensor: Any) -> int:
     if hasattr(tensor, "__tensor_flatten__"):
         return sum(_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
     return int(tensor.numel() * tensor.element_size())
-
-
-def bare_kernels(denoiser: nn.Module, inputs: Inputs, repeats: int) -> float:
-    """Seconds of all int8 products of a step alone, on codes that are there already: the limit of the engine."""
-    calls: list[Callable[[], Any]] = []
-    undo: list[Callable[[], None]] = []
-    for layer in denoiser.modules():
-        if isinstance(layer, Int8Layer):
-            undo.append(layer.record_products(calls))
-    try:
-        with torch.inference_mode():
-            denoiser(*inputs[0], **inputs[1])
-    finally:
-        for stop in undo:
-            stop()
-    seconds = []
-    with torch.inference_mode():
-        for _ in range(repeats):
-            began = time.perf_counter()
-            for call in calls:
-                call()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - began)
-    return mathematics.median(seconds)
-
-
-def seconds_by_kind(integer: Variant, inputs: Inputs) -> dict[str, dict[str, float]]:
-    """Seconds of all layers of a kind in one step, in floating point and as the integer variant has them, eager."""
-    kinds = {site.name: site.kind for site in integer.model.sites}
-    for name, placement in integer.placements.items():
-        if placement.engine == "table":
-            kinds[name] = "time path"
-        elif placement.engine != "int8":
-            del kinds[name]
-    found: dict[str, dict[str, float]] = {}
-    for side, denoiser in (("floating point", integer.model.denoiser), ("int8", integer.denoiser)):
-        for name, seconds in _seconds_of(denoiser, list(kinds), inputs).items():
-            row = found.setdefault(kinds[name], {})
-            row[side] = row.get(side, 0.0) + seconds
-    return found
-
-
-def _seconds_of(denoiser: nn.Module, names: list[str], inputs: Inputs) -> dict[str, float]:
-    taken = dict.fromkeys(names, 0.0)
-    began: dict[str, float] = {}
-
-    def begin(name: str) -> Callable[..., None]:
-        return lambda *_: began.__setitem__(name, time.perf_counter())
-
-    def end(name: str) -> Callable[..., None]:
-        return lambda *_: taken.__setitem__(name, time.perf_counter() - began[name])
-
-    hooks = [denoiser.get_submodule(name).register_forward_pre_hook(begin(name)) for name in names]
-    hooks += [denoiser.get_submodule(name).register_forward_hook(end(name)) for name in names]
-    try:
-        with torch.inference_mode():
-            for _ in range(2):  # the first one warms up
-                denoiser(*inputs[0], **inputs[1])
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return taken
