@@ -263,10 +263,10 @@ def test_a_network_of_padded_convolutions_in_space_and_time(statistics, method):
     watched(*inputs)
     observed = Statistics(
         replace(statistics.run, fingerprint=model.fingerprint, steps=1),
-        *({n: getattr(o, kind) for n, o in observers.items()} for kind in ("low", "high")),
+        *({n: o.entries()[kind] for n, o in observers.items()} for kind in ("low", "high")),
         {},
         {},
-        {n: o.tokens for n, o in observers.items()},
+        {n: o.entries()["tokens"] for n, o in observers.items()},
         {},
         {},
     )

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from qvd_core.calibration.observer import InputObserver
 from qvd_core.calibration.statistics import (
     ENTRIES,
     FRAME_EXTREMES,
+    PAIRS,
     CalibrationRun,
     Statistics,
+    as_stored,
     sampling_plan,
 )
 from qvd_core.errors import CalibrationError
@@ -77,7 +80,7 @@ def calibrate(
     watched = share_structure(model.denoiser)
     watch = _Watch(model, total, plans[0].frames, len(plans))
     for site in model.sites:
-        watched.get_submodule(site.name).register_forward_hook(partial(watch.layer_ran, site.name), with_kwargs=True)
+        watch.follow(site.name, watched.get_submodule(site.name))
 
     for number, plan in enumerate(plans):
         watch.clip, watch.step = number, 0
@@ -102,8 +105,6 @@ def calibrate(
         guidance_scale=plans[0].guidance_scale,
         seconds=round(time.perf_counter() - started, 2),
     )
-    for observer in watch.observers.values():
-        observer.finish()
     counts = {name: watch.observers[leader].count for name, leader in watch.leaders.items()}
     return Statistics(run, macs=watch.macs, counts=counts, token_stride=watch.stride, **watch.entries())
 
@@ -115,63 +116,60 @@ class _Watch:
         self.sites = {site.name: site for site in model.sites}
         self.steps, self.frames, self.clips = steps, frames, clips
         self.clip = self.step = 0  # now running
-        self.observers: dict[str, InputObserver] = {}
         self.leaders: dict[str, str] = {}
         self.macs: dict[str, int] = {}
+        self._hooks: dict[str, RemovableHandle] = {}
         self._first_inputs: list[tuple[weakref.ref[Tensor], str]] = []
         readers = [self.sites[shared.consumers[0]] for shared in find_inputs(model.denoiser, model.sites)]
         channels = [site.in_channels for site in readers if site.role != "temporal_attention"]
         of_sequences = frames * sum(site.in_channels for site in readers if site.role == "temporal_attention")
         self.tokens, self.stride = sampling_plan(sum(channels), of_sequences, steps)
         self.keeps_frames = frames * sum(site.in_channels for site in readers) <= FRAME_EXTREMES
+        # Now, since what is allocated during a call and stays leaves holes between the activations that do not.
+        self.observers = {site.name: self._observer(site.name) for site in readers}
 
-    def layer_ran(
+    def follow(self, name: str, layer: nn.Module) -> None:
+        """See every input of `layer` from now on, or the first only where another layer reads the same tensor."""
+        self._hooks[name] = layer.register_forward_hook(partial(self._layer_ran, name), with_kwargs=True)
+
+    def _layer_ran(
         self, name: str, layer: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor
     ) -> None:
         x = args[0] if args else kwargs["input"]
         if name not in self.leaders:
             self.macs[name] = output.numel() * layer.weight[0].numel()
             self.leaders[name] = next((who for seen, who in self._first_inputs if seen() is x), name)
-            if self.leaders[name] == name:
-                self._first_inputs.append((weakref.ref(x), name))
-                self.observers[name] = self._observer(name, x)
-        if self.leaders[name] == name:
-            self.observers[name].observe(x, min(self.step, self.steps - 1), self.clip, self.clips)
+            if self.leaders[name] != name:
+                self._hooks.pop(name).remove()
+                return
+            self._first_inputs.append((weakref.ref(x), name))
+            if name not in self.observers:
+                self.observers[name] = self._observer(name)
+        self.observers[name].observe(x, min(self.step, self.steps - 1), self.clip, self.clips)
 
-    def _observer(self, name: str, x: Tensor) -> InputObserver:
+    def _observer(self, name: str) -> InputObserver:
         site = self.sites[name]
-        by_frame = site.sees_frames and len(x) % self.frames == 0
-        mixes_frames = site.role.startswith("temporal_") and x.dim() == 3 and x.shape[1] == self.frames
         return InputObserver(
             name,
             site.kind,
             self.steps,
             site.in_channels,
             self.frames,
-            by_frame,
-            mixes_frames,
-            sequences=mixes_frames and site.role == "temporal_attention",
+            by_frame=site.sees_frames,
+            mixes_frames=site.role.startswith("temporal_"),
+            sequences=site.role == "temporal_attention",
             tokens=self.tokens,
             stride=self.stride,
         )
 
     def entries(self) -> dict[str, dict[str, Tensor]]:
-        """The fields of `Statistics` named in `ENTRIES`."""
+        """The fields of `Statistics` named in `ENTRIES`, but not channels by frame where they would be too many."""
+        found = {name: as_stored(observer.entries()) for name, observer in self.observers.items() if observer.count}
         return {
-            kind: {
-                name: getattr(self.observers[leader], kind)
-                for name, leader in self.leaders.items()
-                if self._has(self.observers[leader], kind)
-            }
+            kind: {name: found[leader][kind] for name, leader in self.leaders.items() if kind in found[leader]}
             for kind in ENTRIES
+            if self.keeps_frames or kind not in PAIRS[1]
         }
-
-    def _has(self, observer: InputObserver, kind: str) -> bool:
-        if kind in ("frame_low", "frame_high", "token_frames"):
-            return observer.by_frame
-        if kind in ("channel_frame_low", "channel_frame_high"):
-            return self.keeps_frames and (observer.by_frame or observer.mixes_frames)
-        return True
 
 
 def embedded_statistics(model: VideoModel) -> Statistics | None:

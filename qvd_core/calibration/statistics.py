@@ -206,6 +206,18 @@ def decode(codes: Tensor, bottom: Tensor, top: Tensor) -> Tensor:
     return torch.where(codes == CODES, top, values)
 
 
+def as_stored(entries: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a file gives back of one site's entries, named as in `Statistics`: both must give the same variant."""
+    stored, tokens = dict(entries), entries["tokens"]
+    stored["tokens"] = torch.where(tokens.abs().amax(-1, keepdim=True) < LARGEST_HALF, tokens.half().float(), tokens)
+    bottom, top = entries["low"].amin(0), entries["high"].amax(0)
+    for low, high in PAIRS:
+        if low in entries and torch.isfinite(entries[low]).all():  # else not observed in every step
+            both = encode(entries[low], entries[high], bottom, top)
+            stored[low], stored[high] = (decode(codes, bottom, top) for codes in both)
+    return stored
+
+
 def sampling_plan(channels: int, sequence_values: int, steps: int) -> tuple[int, int]:
     """How many tokens to keep, and of every which step, so that a file stays small.
 
@@ -224,5 +236,5 @@ def sampling_plan(channels: int, sequence_values: int, steps: int) -> tuple[int,
 
 
 def _compact(tokens: Tensor) -> Tensor:
-    """In half precision where nothing is lost: `calibration.observer` rounds to it what it can hold."""
+    """In half precision where nothing is lost: `as_stored` rounds to it what it can hold."""
     return (tokens.half() if tokens.abs().max() < LARGEST_HALF else tokens).contiguous()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qvd_core.calibration.observer import InputObserver
-from qvd_core.calibration.statistics import CODES, ENTRIES
+from qvd_core.calibration.statistics import CODES, ENTRIES, TOKENS, as_stored
 from qvd_core.errors import CalibrationError
 from tests.closeness import assert_same
 
@@ -16,26 +16,26 @@ def test_extremes_of_steps_and_frames_are_rounded_outwards_and_those_of_the_run_
     observer = InputObserver("a", "linear", 7, 4, frames=5, mixes_frames=True)
     for step in range(7):
         observer.observe(x[step], step)
-    observer.finish()
-    assert_same(observer.low.amin(0), x.amin((0, 1, 2)), "low")
-    assert_same(observer.high.amax(0), x.amax((0, 1, 2)), "high")
+    stored = as_stored(observer.entries())
+    assert_same(stored["low"].amin(0), x.amin((0, 1, 2)), "low")
+    assert_same(stored["high"].amax(0), x.amax((0, 1, 2)), "high")
     width = x.amax((0, 1, 2)) - x.amin((0, 1, 2))
     slack = 1e-5 * width
     for found, true in (
-        ((observer.low, observer.high), (x.amin((1, 2)), x.amax((1, 2)))),
-        ((observer.channel_frame_low, observer.channel_frame_high), (x.amin((0, 1)), x.amax((0, 1)))),
+        ((stored["low"], stored["high"]), (x.amin((1, 2)), x.amax((1, 2)))),
+        ((stored["channel_frame_low"], stored["channel_frame_high"]), (x.amin((0, 1)), x.amax((0, 1)))),
     ):
         for beyond in (true[0] - found[0], found[1] - true[1]):
             assert (beyond >= -slack).all()
             assert (beyond <= width / CODES + slack).all()
-    assert not torch.equal(observer.low, x.amin((1, 2)))  # or nothing would have been rounded
+    assert not torch.equal(stored["low"], x.amin((1, 2)))  # or nothing would have been rounded
 
 
 def test_tokens_of_every_third_step():
     observer = InputObserver("a", "linear", 8, 2, tokens=1, stride=3)
     for step in range(8):
         observer.observe(torch.full((5, 2), float(step)), step)
-    assert observer.tokens[:, 0, 0, 0].tolist() == [0, 3, 6]
+    assert observer.entries()["tokens"][:, 0, 0, 0].tolist() == [0, 3, 6]
 
 
 def test_observers_stream_extremes_by_channel_and_step():
@@ -45,9 +45,9 @@ def test_observers_stream_extremes_by_channel_and_step():
         linear.observe(x, step)
         conv.observe(x.permute(0, 2, 1)[..., None], step)
     for observer in (linear, conv):
-        assert_same(observer.low[0], batches[[0, 2]].amin((0, 1, 2)), "first step")
-        assert_same(observer.high[1], batches[1].amax((0, 1)), "second step")
-        assert observer.low.shape == (2, 3)
+        assert_same(observer.entries()["low"][0], batches[[0, 2]].amin((0, 1, 2)), "first step")
+        assert_same(observer.entries()["high"][1], batches[1].amax((0, 1)), "second step")
+        assert observer.entries()["low"].shape == (2, 3)
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def test_inputs_of_any_shape_are_observed(kind, shape):
     observer = InputObserver("a", kind, 1, 3)
     observer.observe(x, 0)
     rows = x.reshape(-1, 3) if kind == "linear" else x.transpose(0, 1).reshape(3, -1).T
-    assert_same(observer.low[0], rows.amin(0), "low")
-    assert_same(observer.high[0], rows.amax(0), "high")
-    for token in observer.tokens[0, :, 0]:
+    assert_same(observer.entries()["low"][0], rows.amin(0), "low")
+    assert_same(observer.entries()["high"][0], rows.amax(0), "high")
+    for token in observer.entries()["tokens"][0, :, 0]:
         assert (rows.half() == token.half()).all(1).any()
 
 
@@ -79,7 +79,7 @@ def test_channels_last_images_are_observed_alike():
     plain.observe(x, 0)
     last.observe(x.contiguous(memory_format=torch.channels_last), 0)
     for kind in ENTRIES:
-        assert_same(getattr(last, kind), getattr(plain, kind), kind)
+        assert_same(last.entries()[kind], plain.entries()[kind], kind)
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("linear", (6, 5, 3)), ("conv2d", (6, 3, 5, 4))])
@@ -91,12 +91,12 @@ def test_frames_repeat_along_the_leading_axis(kind, shape):
         observer.observe(x, 1)
     for frame in range(3):
         values = batches[:, [frame, 3 + frame]]
-        assert observer.frame_low[1, frame] == values.min()
-        assert observer.frame_high[1, frame] == values.max()
+        assert observer.entries()["frame_low"][1, frame] == values.min()
+        assert observer.entries()["frame_high"][1, frame] == values.max()
         by_channel = values.movedim(-1 if kind == "linear" else 2, 0).flatten(1)
-        assert_same(observer.channel_frame_low[frame], by_channel.amin(1), "channels")
-        assert_same(observer.channel_frame_high[frame], by_channel.amax(1), "channels")
-    assert torch.isinf(observer.frame_low[0]).all()
+        assert_same(observer.entries()["channel_frame_low"][frame], by_channel.amin(1), "channels")
+        assert_same(observer.entries()["channel_frame_high"][frame], by_channel.amax(1), "channels")
+    assert torch.isinf(observer.entries()["frame_low"][0]).all()
 
 
 def test_tokens_know_their_frame():
@@ -107,8 +107,8 @@ def test_tokens_know_their_frame():
         x = values.expand(6, 7, 2) if kind == "linear" else values.expand(6, 2, 5, 4)
         for step in range(50):
             observer.observe(x, step)
-        assert_same(observer.tokens[:, :, 0, 0], observer.token_frames, kind)
-        assert observer.token_frames.unique().tolist() == [0, 1, 2]
+        assert_same(observer.entries()["tokens"][:, :, 0, 0], observer.entries()["token_frames"], kind)
+        assert observer.entries()["token_frames"].unique().tolist() == [0, 1, 2]
 
 
 def test_tokens_are_spread_over_all_positions_and_differ_between_sites():
@@ -118,7 +118,7 @@ def test_tokens_are_spread_over_all_positions_and_differ_between_sites():
         observer = InputObserver(site, "linear", 100, 1)
         for step in range(100):
             observer.observe(x, step)
-        seen[site] = observer.tokens.flatten()
+        seen[site] = observer.entries()["tokens"].flatten()
         assert 430 < seen[site].mean() < 570
         assert seen[site].min() < 50
         assert seen[site].max() > 950
@@ -132,7 +132,7 @@ def test_clips_share_the_tokens(clips):
     for clip in range(clips):
         for step in range(28):
             observer.observe(torch.full((5, 1), 1.0 + clip), step, clip, clips)
-    counts = torch.bincount(observer.tokens.flatten().long(), minlength=clips + 1)
+    counts = torch.bincount(observer.entries()["tokens"].flatten().long(), minlength=clips + 1)
     assert counts[0] == 0
     assert counts[1:].max() - counts[1:].min() <= 1 + 28 * 4 // clips % 2
 
@@ -143,7 +143,7 @@ def test_of_several_calls_in_a_step_each_can_give_tokens():
     for step in range(60):
         for call in (1.0, 2.0):
             observer.observe(torch.full((5, 1), call), step)
-    assert observer.tokens.unique().tolist() == [1, 2]
+    assert observer.entries()["tokens"].unique().tolist() == [1, 2]
 
 
 def test_sequences_are_kept_whole():
@@ -151,12 +151,23 @@ def test_sequences_are_kept_whole():
     observer = InputObserver("a", "linear", 30, 3, frames=4, mixes_frames=True, sequences=True)
     for step in range(30):
         observer.observe(x, step)
-    assert observer.tokens.shape == (30, 1, 4, 3)
-    for sequence in observer.tokens[:, 0]:
+    assert observer.entries()["tokens"].shape == (30, 1, 4, 3)
+    for sequence in observer.entries()["tokens"][:, 0]:
         assert (x.half() == sequence.half()).all((1, 2)).any()
-    assert len(observer.tokens[:, 0, 0, 0].unique()) > 2
-    assert_same(observer.channel_frame_high, x.amax(0), "frames")
-    assert_same(observer.high[29], x.amax((0, 1)), "channels")
+    assert len(observer.entries()["tokens"][:, 0, 0, 0].unique()) > 2
+    assert_same(observer.entries()["channel_frame_high"], x.amax(0), "frames")
+    assert_same(observer.entries()["high"][29], x.amax((0, 1)), "channels")
+
+
+def test_what_the_first_input_does_not_fit_is_given_up():
+    """A temporal attention of another family may see [positions, channels], or other frames than the clip has."""
+    for shape in ((8, 3), (2, 4, 3)):
+        observer = InputObserver("a", "linear", 2, 3, frames=5, by_frame=True, mixes_frames=True, sequences=True)
+        observer.observe(torch.ones(shape), 1)
+        found = observer.entries()
+        assert found.keys() == {"low", "high", "tokens"}
+        assert found["tokens"].shape == (2, TOKENS, 1, 3)
+        assert_same(found["tokens"][1], torch.ones(TOKENS, 1, 3))
 
 
 def test_observers_refuse_what_is_not_finite():
@@ -167,9 +178,12 @@ def test_observers_refuse_what_is_not_finite():
         observer.observe(x, 1)
 
 
-def test_half_precision_is_observed_in_fp32():
-    observer = InputObserver("a", "linear", 1, 2)
+@pytest.mark.parametrize(("kind", "shape"), [("linear", (2, 2)), ("conv2d", (1, 2, 1, 2))])
+def test_half_precision_is_observed_in_fp32(kind, shape):
+    observer = InputObserver("a", kind, 1, 2)
     x = torch.tensor([[1.0, -3.0], [2.0, 0.5]], dtype=torch.bfloat16)
-    observer.observe(x, 0)
-    assert_same(observer.low, torch.tensor([[1.0, -3.0]]))
-    assert_same(observer.high, torch.tensor([[2.0, 0.5]]))
+    observer.observe(x if kind == "linear" else x.T.reshape(shape), 0)
+    found = observer.entries()
+    assert_same(found["low"], torch.tensor([[1.0, -3.0]]))
+    assert_same(found["high"], torch.tensor([[2.0, 0.5]]))
+    assert {tuple(token) for token in found["tokens"][0, :, 0].tolist()} == {(1.0, -3.0), (2.0, 0.5)}
