@@ -81,7 +81,7 @@ class InputObserver:
                 f"The input of {self.site} contains NaN or infinite values at step {step + 1};"
                 " the model itself is broken at this precision."
             )
-        _raise(self._extremes[:, step], of_channels)
+        _widen(self._extremes[:, step], of_channels)
         if self.by_frame or self.mixes_frames:
             self._observe_frames(extremes, step)
         self._observe_tokens(x, step, clip, clips)
@@ -118,11 +118,11 @@ class InputObserver:
     def _observe_frames(self, extremes: Floats, step: int) -> None:
         """Take in extremes [2, samples x frames, channels]."""
         _, frames, channels = self._of_channels_in_frames.shape
-        if extremes.shape[1] > frames:
+        if extremes.shape[1] != frames:
             extremes = extremes.reshape(2, -1, frames, channels).max(1)
-        _raise(self._of_channels_in_frames, extremes)
+        _widen(self._of_channels_in_frames, extremes)
         if self.by_frame:
-            _raise(self._of_frames[:, step], extremes.max(2))
+            _widen(self._of_frames[:, step], extremes.max(2))
 
     def _observe_tokens(self, x: Tensor, step: int, clip: int, clips: int) -> None:
         """Keep the share that this input has in the tokens of its step."""
@@ -153,8 +153,8 @@ def _none(*shape: int) -> Floats:
     return np.full((2, *shape), -np.inf, np.float32)
 
 
-def _raise(highest: Floats, values: Floats) -> None:
-    np.maximum(highest, values, out=highest)
+def _widen(kept: Floats, found: Floats) -> None:
+    np.maximum(kept, found, out=kept)
 
 
 def _array(x: Tensor) -> Floats:
