@@ -9,6 +9,8 @@ from __future__ import annotations
 import multiprocessing
 import statistics as mathematics
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from qvd_core.benchmarks.memory import bytes_before_and_at_most
 from qvd_core.benchmarks.timing import alternate, denoiser_inputs
 from qvd_core.calibration.calibrate import calibrate, calibration_prompts
 from qvd_core.calibration.statistics import Statistics
+from qvd_core.errors import OutOfMemory
 from qvd_core.models.catalog import CATALOG
 from qvd_core.models.loader import VideoModel, load
 from qvd_core.recipe import get_recipe
@@ -47,6 +50,9 @@ def benchmark_calibration(
         "ratio_calibration_to_sampling", "ratio_peak_memory", "ratio_search_to_sampling",
         "ratio_simulated_to_float" with the seconds and bytes behind them; "ratio_simulated_to_float_compiled"
         is None with "compiled_failed" saying why where torch.compile does not work.
+
+    Raises:
+        OutOfMemory: a process that measures peak memory beside this one was killed.
     """
     texts = calibration_prompts(model, prompts)
     plans = [default_settings(model, text, seed=number) for number, text in enumerate(texts)]
@@ -114,9 +120,14 @@ def _peak_memory(kind: str, model: VideoModel, prompts: list[str]) -> int | None
         return _peak_of_run(kind, model, prompts)
     spec = model.spec
     source = (spec.name, None) if spec.name in CATALOG else (spec.source, spec.revision)
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_peak_of_fresh_process, (kind, *source, prompts, torch.get_num_threads()))
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+            return fresh.submit(_peak_of_fresh_process, kind, *source, prompts, torch.get_num_threads()).result()
+    except BrokenProcessPool as error:
+        raise OutOfMemory(
+            f"The process that measured the peak memory of {kind} was ended from outside, most likely for lack of"
+            " memory beside this one. Close other programs, or measure a smaller model."
+        ) from error
 
 
 def _peak_of_fresh_process(
