@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
 from qvd_core.errors import StorageError
-from qvd_core.storage import replacing
+from qvd_core.storage import replacing, replacing_in
 
 
 def test_the_file_appears_only_when_the_block_has_ended(tmp_path):
@@ -95,3 +96,37 @@ def test_permissions_are_those_of_an_ordinary_new_file(tmp_path):
         scratch.write_text("x")
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ordinary", "ours")]
     assert modes[0] == modes[1]
+
+
+@pytest.mark.parametrize("failing", range(4))
+@pytest.mark.parametrize("existing", [True, False], ids=["replaced", "new"])
+def test_files_that_belong_together_change_together(tmp_path, monkeypatch, failing, existing):
+    """Whichever of the renames at the end fails."""
+    folder = tmp_path / "x"
+    if existing:
+        folder.mkdir()
+        for name in "ab":
+            (folder / name).write_text("old")
+    replace_file, count = Path.replace, iter(range(100))
+
+    def sometimes(self, target):
+        if next(count) == failing:
+            raise KeyboardInterrupt
+        return replace_file(self, target)
+
+    def write():
+        with replacing_in(folder, "a", "b") as scratches:
+            for scratch in scratches:
+                scratch.write_text("new")
+            monkeypatch.setattr(Path, "replace", sometimes)
+
+    if not existing and failing > 1:
+        write()
+        assert {p.name: p.read_text() for p in folder.iterdir()} == {"a": "new", "b": "new"}
+        return
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    if existing:
+        assert {p.name: p.read_text() for p in folder.iterdir()} == {"a": "old", "b": "old"}
+    else:
+        assert not folder.exists()
