@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 from dataclasses import replace
 
 import pytest
@@ -11,10 +10,8 @@ import torch
 from diffusers import PNDMScheduler
 
 from qvd_core.benchmarks.inference import weight_bytes
-from qvd_core.device import Device
 from qvd_core.engines import cpu_int8
 from qvd_core.engines.integer import in_integers
-from qvd_core.errors import EngineError
 from qvd_core.formats import ActivationFormat, ShiftAndScale, WeightFormat
 from qvd_core.models.loader import VideoModel, load
 from qvd_core.recipe import METHODS, Recipe, get_recipe
@@ -219,36 +216,3 @@ def test_packed_weights_are_all_the_weights_there_are(mini, mini_statistics, nam
 
 def packed_site(variant: Variant) -> str:
     return next(name for name, placement in variant.placements.items() if placement.engine == "int8")
-
-
-# What is refused
-
-
-def test_packed_and_compiled_at_once(named):
-    with pytest.raises(EngineError, match="cannot be compiled; choose one"):
-        in_integers(named("minmax-w8a8"), compiled=True, packed=True)
-
-
-def test_a_variant_in_integers_is_not_converted_again(integer):
-    with pytest.raises(EngineError, match="minmax-w8a8 computes in int8 already; pass the simulated"):
-        in_integers(integer("minmax-w8a8"))
-
-
-def test_a_processor_that_would_be_slower_and_wrong(named, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    reason = r"No integer arithmetic here: this CPU has no VNNI .* overflow.* simulated variant"
-    with pytest.raises(EngineError, match=reason):
-        in_integers(named("minmax-w8a8"))
-
-
-def test_a_torch_without_kernels(named, monkeypatch):
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    with pytest.raises(EngineError, match="this torch has no oneDNN"):
-        in_integers(named("minmax-w8a8"))
-
-
-def test_cuda_without_triton(model, named, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    elsewhere = VideoModel(model.spec, model.pipeline, model.denoiser_name, Device("cuda", "for the test"))
-    with pytest.raises(EngineError, match="No integer arithmetic here: Triton is not installed"):
-        in_integers(replace(named("minmax-w8a8"), model=elsewhere))
